@@ -1,0 +1,1 @@
+//! The kernel interfaces that Pagewire uses; the only crate with `unsafe`.
