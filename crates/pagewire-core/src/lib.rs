@@ -1,2 +1,21 @@
-//! Decisions of Pagewire, and nothing else: no I/O, no clock, no thread.
+//! Decisions of Pagewire, and nothing else: no I/O, no clock, no thread. What time it is, what arrived and what
+//! failed is passed in; what to do comes out. So everything here is tested without a kernel or a network.
+//!
+//! # Layout
+//!
+//! | module | decides |
+//! | --- | --- |
+//! | [`chunk`] | where chunks and pages begin and end: all alignment arithmetic |
+//! | [`bitmap`] | which chunks or pages are in a set; one for one owner, one for threads without a lock |
+//! | [`region`] | what of a local copy is present, dirty and staged, and what may happen to it |
+//! | [`pull`] | what to pull next and how much of it may be in flight |
+//! | [`epoch`] | which old bytes a reader of a past epoch still sees |
+//! | [`wire`] | what two processes say to each other, as bytes |
 #![forbid(unsafe_code)]
+
+pub mod bitmap;
+pub mod chunk;
+pub mod epoch;
+pub mod pull;
+pub mod region;
+pub mod wire;

@@ -1,1 +1,55 @@
 //! The kernel interfaces that Pagewire uses; the only crate with `unsafe`.
+//!
+//! # Rules
+//!
+//! - **Memory that somebody else may write is never behind a `&[u8]` or `&mut [u8]`.** Rust may assume that such
+//!   bytes do not change while the reference lives. Bytes that an application (or another process) can write are
+//!   copied by the kernel ([`mapping::Mapping::copy_out`]). The one door to a slice, [`mapping::Mapping::as_slice`],
+//!   is `unsafe` and says what its caller must promise.
+//! - No safe function of this crate can cause undefined behaviour, whatever it is given: a wrong address, length
+//!   or descriptor is an error. Where the kernel is what guarantees this, the `SAFETY` comment says by which check.
+//! - Every `unsafe` block names the invariant that it relies on.
+//! - A raw descriptor becomes an [`OwnedFd`](std::os::fd::OwnedFd) in the statement after the kernel returned it,
+//!   so that no error path leaks it.
+//!
+//! # Conventions
+//!
+//! Fallible calls return [`std::io::Result`] with the kernel's error in it; calls that a signal interrupted are
+//! repeated. Addresses are `usize` (they may belong to another process, so they are no pointers); offsets and
+//! lengths are bytes.
+//!
+//! # Layout
+//!
+//! - [`mapping`]: anonymous memory that is owned and unmapped on drop
+//! - [`uffd`]: userfaultfd: who faults, and placing pages
+//! - [`pagemap`]: which pages were written, by `PAGEMAP_SCAN`
+//! - [`pulled`]: memory that is read as a slice while it is being filled
+//! - [`socket`]: vectored and zero-copy sending, options, passing descriptors
+//! - [`file`](mod@file): holes, locks, reads that do not wait, identity
+//! - [`event`], [`signals`], [`thread`]: eventfd, pidfd, poll, signalfd, scheduling of the calling thread
+//! - [`net`]: network namespaces and TUN devices, for link emulation
+//! - `sqlite` (feature `sqlite`): an SQLite database that lies in a mapping
+
+#[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
+compile_error!("Pagewire needs Linux on a 64-bit machine");
+
+pub mod event;
+pub mod file;
+pub mod mapping;
+pub mod net;
+pub mod pagemap;
+pub mod pulled;
+pub mod signals;
+pub mod socket;
+#[cfg(feature = "sqlite")]
+pub mod sqlite;
+pub mod thread;
+pub mod uffd;
+
+mod syscall;
+
+/// Bytes of a base page: the unit of faults and of change tracking.
+pub const PAGE_SIZE: usize = 4096;
+
+/// Bytes of a huge page of hugetlb memory.
+pub const HUGE_PAGE_SIZE: usize = 2 << 20;

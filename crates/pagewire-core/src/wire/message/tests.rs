@@ -1,0 +1,193 @@
+//! Every message survives the wire, and no bytes from a stranger do harm.
+
+use super::*;
+use crate::chunk::ByteRange;
+use crate::wire::{Class, MAX_NAME};
+use proptest::prelude::*;
+
+fn name() -> impl Strategy<Value = String> {
+    "[a-z0-9/äß ]{0,40}"
+}
+
+fn ranges() -> impl Strategy<Value = Vec<ByteRange>> {
+    proptest::collection::vec(
+        (0u64..1 << 50, 0u64..1 << 40).prop_map(|(start, length)| ByteRange::new(start, start + length)),
+        0..20,
+    )
+}
+
+fn hello() -> impl Strategy<Value = Hello> {
+    (any::<(u16, u16, u64, [u8; 16], bool)>(), name()).prop_map(
+        |((oldest, newest, features, session, bulk), agent)| Hello {
+            oldest,
+            newest,
+            features,
+            session,
+            role: if bulk { Role::Bulk } else { Role::Primary },
+            agent,
+        },
+    )
+}
+
+fn request() -> impl Strategy<Value = Request> {
+    prop_oneof![
+        hello().prop_map(Request::Hello),
+        proptest::collection::vec(any::<u8>(), 0..=64).prop_map(Request::Ping),
+        name().prop_map(|after| Request::List { after }),
+        (name(), any::<bool>(), any::<Option<([u8; 16], u64)>>()).prop_map(|(name, write, resume)| {
+            Request::Open { name, mode: if write { OpenMode::Write } else { OpenMode::Read }, resume }
+        }),
+        any::<u32>().prop_map(|handle| Request::Close { handle }),
+        name().prop_map(|name| Request::Info { name }),
+        (any::<(u32, u64)>(), ranges())
+            .prop_map(|((handle, epoch), ranges)| Request::Read { handle, epoch, ranges }),
+        (any::<(u32, u64, u64)>(), ranges())
+            .prop_map(|((handle, epoch, credit), ranges)| Request::Stream { handle, epoch, credit, ranges }),
+        any::<u32>().prop_map(|handle| Request::Refresh { handle }),
+        Just(Request::Unknown(FrameType::WRITE)),
+    ]
+}
+
+fn info() -> impl Strategy<Value = RegionInfo> {
+    (any::<([u8; 16], u64, u32, bool)>(), 0u64..1 << 40, 0u64..1 << 40).prop_map(
+        |((id, epoch, granularity, read_only), length, more)| RegionInfo {
+            id,
+            epoch,
+            length,
+            capacity: length + more,
+            granularity,
+            read_only,
+        },
+    )
+}
+
+fn reply() -> impl Strategy<Value = Reply> {
+    prop_oneof![
+        (any::<(u16, u64, [u8; 16])>(), name()).prop_map(|((version, features, instance), agent)| {
+            Reply::Hello(HelloReply { version, features, instance, agent })
+        }),
+        proptest::collection::vec(any::<u8>(), 0..=64).prop_map(Reply::Pong),
+        (proptest::collection::vec((name(), info()), 0..20), any::<bool>())
+            .prop_map(|(regions, more)| Reply::List(ListReply { regions, more })),
+        (any::<u32>(), info()).prop_map(|(handle, info)| Reply::Opened { handle, info }),
+        Just(Reply::Closed),
+        info().prop_map(Reply::Info),
+        any::<u64>().prop_map(|sent| Reply::End { sent }),
+        (any::<(u16, bool, u64)>(), name()).prop_map(|((code, retry, epoch), text)| {
+            Reply::Error(RemoteError { kind: RemoteErrorKind::from_code(code), retry, epoch, text })
+        }),
+    ]
+}
+
+fn notification() -> impl Strategy<Value = Notification> {
+    prop_oneof![
+        any::<(u64, u64)>().prop_map(|(stream, limit)| Notification::Credit { stream, limit }),
+        (any::<u64>(), ranges()).prop_map(|(stream, ranges)| Notification::Steer { stream, ranges }),
+        any::<u64>().prop_map(|request| Notification::Cancel { request }),
+        name().prop_map(|reason| Notification::Goodbye { reason }),
+    ]
+}
+
+/// The header and the body of the one frame in `bytes`.
+fn split(bytes: &[u8]) -> (Header, &[u8]) {
+    let (header, body) = bytes.split_first_chunk::<HEADER_LEN>().expect("a header");
+    let header = Header::decode(header).expect("a good header");
+    assert_eq!(header.length as usize, body.len());
+    (header, body)
+}
+
+proptest! {
+    #[test]
+    fn requests_survive_the_wire(request in request(), id: u64) {
+        let mut bytes = Vec::new();
+        request.encode(id, &mut bytes);
+        let (header, body) = split(&bytes);
+        prop_assert_eq!((header.id, header.kind.class()), (id, Class::Request));
+        prop_assert_eq!(Request::decode(&header, body), Ok(request.clone()));
+        // One byte less is noticed, but where any length is good.
+        if !matches!(request, Request::Ping(_) | Request::Unknown(_)) {
+            prop_assert!(Request::decode(&header, &body[..body.len() - 1]).is_err());
+        }
+        // One byte more is noticed, but in HELLO, which may grow.
+        let longer = [body, &[0]].concat();
+        match &request {
+            Request::Hello(_) => prop_assert_eq!(Request::decode(&header, &longer), Ok(request.clone())),
+            Request::Ping(_) | Request::Unknown(_) => {}
+            _ => prop_assert!(Request::decode(&header, &longer).is_err()),
+        }
+    }
+
+    #[test]
+    fn replies_survive_the_wire(reply in reply(), id: u64) {
+        let mut bytes = Vec::new();
+        reply.encode(id, &mut bytes);
+        let (header, body) = split(&bytes);
+        prop_assert_eq!((header.id, header.kind.class()), (id, Class::Reply));
+        prop_assert_eq!(Reply::decode(&header, body), Ok(reply));
+    }
+
+    #[test]
+    fn notifications_survive_the_wire(notification in notification()) {
+        let mut bytes = Vec::new();
+        notification.encode(&mut bytes);
+        let (header, body) = split(&bytes);
+        prop_assert_eq!(header.kind.class(), Class::Notification);
+        prop_assert_eq!(Notification::decode(&header, body), Ok(notification));
+    }
+
+    #[test]
+    fn garbage_never_panics_nor_reserves_more_than_it_is(kind: u16, body in proptest::collection::vec(any::<u8>(), 0..300)) {
+        let header = Header { length: body.len() as u32, kind: FrameType(kind & 0x3fff), id: 0 };
+        let _ = Request::decode(&header, &body);
+        let _ = Reply::decode(&header, &body);
+        let _ = Notification::decode(&header, &body);
+    }
+
+    #[test]
+    fn known_types_with_garbage_never_panic(kind in 1u16..10, class in 0u16..3, body in proptest::collection::vec(any::<u8>(), 0..300)) {
+        let header = Header { length: body.len() as u32, kind: FrameType(class << 12 | kind), id: 0 };
+        let _ = Request::decode(&header, &body);
+        let _ = Reply::decode(&header, &body);
+        let _ = Notification::decode(&header, &body);
+    }
+}
+
+#[test]
+fn a_count_that_the_body_cannot_hold_is_refused() {
+    let mut bytes = Vec::new();
+    Request::Read { handle: 1, epoch: 1, ranges: vec![ByteRange::new(0, 4096)] }.encode(1, &mut bytes);
+    let (header, body) = split(&bytes);
+    for count in [2u32, 0xffff_ffff] {
+        let mut body = body.to_vec();
+        body[12..16].copy_from_slice(&count.to_le_bytes());
+        assert!(Request::decode(&header, &body).is_err(), "{count}");
+    }
+}
+
+#[test]
+fn overlong_names_are_refused_and_never_sent() {
+    let mut bytes = Vec::new();
+    Request::Info { name: "ä".repeat(200) }.encode(1, &mut bytes);
+    let (header, body) = split(&bytes);
+    let Ok(Request::Info { name }) = Request::decode(&header, body) else { panic!("no INFO") };
+    assert_eq!(name.len(), MAX_NAME - 1, "cut at the border of a character");
+    let mut body = 256u16.to_le_bytes().to_vec();
+    body.extend([b'a'; 256]);
+    assert!(Request::decode(&header, &body).is_err());
+}
+
+#[test]
+fn the_version_is_the_newest_common_one() {
+    let hello = |oldest, newest| Hello {
+        oldest,
+        newest,
+        features: 0,
+        session: [0; 16],
+        role: Role::Primary,
+        agent: String::new(),
+    };
+    assert_eq!(hello(1, 1).common_version(), Some(1));
+    assert_eq!(hello(1, 9).common_version(), Some(1));
+    assert_eq!(hello(2, 9).common_version(), None);
+    assert_eq!(hello(0, 0).common_version(), None);
+}

@@ -1,0 +1,80 @@
+//! Scheduling of the calling thread, and what the process has used.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::time::Duration;
+
+use crate::syscall::{check, invalid};
+
+/// Makes the calling thread a batch thread (`SCHED_BATCH`): it gets its share of the processor, but does not preempt
+/// others when it wakes. For background work beside threads that serve demand.
+///
+/// # Errors
+///
+/// What sched_setscheduler answers.
+pub fn set_batch() -> io::Result<()> {
+    // SAFETY: zeroes are a valid parameter: batch threads have priority 0.
+    let parameter: libc::sched_param = unsafe { std::mem::zeroed() };
+    // SAFETY: reads the parameter. 0 is the calling thread.
+    check(unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &parameter) }).map(drop)
+}
+
+/// Sets the nice value of the calling thread only: -20 (first) to 19 (last).
+///
+/// # Errors
+///
+/// Permission denied for a lower value without `CAP_SYS_NICE`.
+pub fn set_nice(nice: i32) -> io::Result<()> {
+    // SAFETY: takes numbers only. Unlike what POSIX says, on Linux this is an attribute of one thread.
+    check(unsafe {
+        let thread = libc::gettid() as libc::id_t;
+        libc::setpriority(libc::PRIO_PROCESS, thread, nice)
+    })
+    .map(drop)
+}
+
+/// How much later than asked the kernel may wake the calling thread from a sleep, in nanoseconds, to save power. The
+/// default is 50,000; 1 is as exact as it gets.
+///
+/// # Errors
+///
+/// Invalid input for 0, which the kernel takes for "back to the default".
+pub fn set_timer_slack(nanoseconds: u64) -> io::Result<()> {
+    let slack = libc::c_ulong::try_from(nanoseconds).map_err(|_| invalid("timer slack too long"))?;
+    if slack == 0 {
+        return Err(invalid("timer slack must be at least a nanosecond"));
+    }
+    // SAFETY: takes numbers only.
+    check(unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, slack, 0, 0, 0) }).map(drop)
+}
+
+/// What this process has used since it started, all threads together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProcessUsage {
+    /// Processor time in its own code.
+    pub user: Duration,
+    /// Processor time in the kernel.
+    pub system: Duration,
+    /// The most memory that was resident at once, in bytes.
+    pub max_rss: u64,
+}
+
+/// Asks what this process has used.
+///
+/// # Errors
+///
+/// None is known.
+pub fn process_usage() -> io::Result<ProcessUsage> {
+    let mut usage = MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: the kernel writes one rusage.
+    check(unsafe { libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr()) })?;
+    // SAFETY: filled by the kernel; the struct is of integers.
+    let usage = unsafe { usage.assume_init() };
+    let time = |time: libc::timeval| Duration::new(time.tv_sec as u64, time.tv_usec as u32 * 1000);
+    Ok(ProcessUsage {
+        user: time(usage.ru_utime),
+        system: time(usage.ru_stime),
+        // The kernel counts in KiB.
+        max_rss: usage.ru_maxrss as u64 * 1024,
+    })
+}

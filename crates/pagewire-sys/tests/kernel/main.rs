@@ -1,0 +1,13 @@
+//! The crate on the real kernel. What a test needs and does not find makes it fail, unless `PAGEWIRE_TEST_SKIP` names
+//! it: `userfaultfd`, `hugetlb`, `root`, `netns`, `blockdevice`.
+
+mod event;
+mod file;
+mod mapping;
+mod net;
+mod socket;
+#[cfg(feature = "sqlite")]
+mod sqlite;
+mod support;
+mod tracking;
+mod uffd;

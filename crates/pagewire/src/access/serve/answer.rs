@@ -1,0 +1,181 @@
+//! The answer to a READ: data frames as the store has the parts, the last one marked.
+
+use std::sync::{Arc, Mutex, mpsc};
+
+use pagewire_core::chunk::ByteRange;
+use pagewire_core::wire::{DataHeader, Encoding, MAX_PAYLOAD, Reply};
+
+use super::extent::is_zero;
+use super::outgoing::Outgoing;
+use crate::engine::Pin;
+use crate::error::{Error, ErrorKind, Result};
+use crate::store::{Part, Read, Sink, Urgency};
+
+/// The most that is read at once from a region that can change, whose bytes are copied before they
+/// are sent.
+const PIECE: u64 = 256 << 10;
+
+/// Answers a READ whose ranges have been checked.
+pub(super) fn read(
+    outgoing: &Arc<Outgoing>,
+    id: u64,
+    pin: &Arc<Pin>,
+    ranges: Vec<ByteRange>,
+    urgency: Urgency,
+) {
+    let left: u64 = ranges.iter().map(|range| range.len()).sum();
+    if left == 0 {
+        return outgoing.reply(id, &Reply::End { sent: 0 });
+    }
+    let state = Mutex::new(State { left, deferred: false, ended: false });
+    let answer = Arc::new(Answer { outgoing: outgoing.clone(), id, pin: pin.clone(), state });
+    let (region, epoch) = (pin.region(), pin.epoch());
+    if region.is_immutable() {
+        return region.read(Read { ranges, epoch, urgency, sink: answer });
+    }
+    // Whoever commits waits for reads under way, so these must not last as long as the peer likes.
+    for range in ranges.iter().flat_map(|range| range.split(PIECE)) {
+        let answer = answer.clone();
+        let gather = Gather::with(range, move |result| match result {
+            Ok(bytes) => answer.part(Part::Bytes { offset: range.start, bytes: &bytes }),
+            Err(error) => answer.end(Err(error)),
+        });
+        region.read(Read { ranges: vec![range], epoch, urgency, sink: gather });
+    }
+}
+
+struct Answer {
+    outgoing: Arc<Outgoing>,
+    id: u64,
+    pin: Arc<Pin>,
+    /// Held while a frame is sent: frames leave in the order in which they are counted.
+    state: Mutex<State>,
+}
+
+struct State {
+    /// How many bytes of ranges are still to be sent.
+    left: u64,
+    /// Whether a frame waits for the connection's own thread; what follows has to wait behind it.
+    deferred: bool,
+    ended: bool,
+}
+
+impl Answer {
+    fn send(&self, state: &mut State, parts: &[&[u8]]) {
+        if !state.deferred && self.outgoing.is_own_thread() {
+            if self.outgoing.turn().send(parts, false).is_err() {
+                self.outgoing.close();
+            }
+        } else {
+            state.deferred = true;
+            self.outgoing.defer(parts.concat());
+        }
+    }
+
+    fn send_piece(&self, range: ByteRange, bytes: Option<&[u8]>) {
+        let mut state = self.state.lock().expect("no holder panics");
+        if state.ended {
+            return;
+        }
+        state.left = state.left.saturating_sub(range.len());
+        state.ended = state.left == 0;
+        let encoding = if bytes.is_some() { Encoding::Raw } else { Encoding::Zero };
+        let epoch = self.pin.epoch();
+        let header = DataHeader { range, epoch, encoding, last: state.ended, trailer: false };
+        let prefix = header.encode(self.id);
+        self.send(&mut state, &[&prefix, bytes.unwrap_or(&[])]);
+    }
+
+    fn end(&self, result: Result<()>) {
+        let mut state = self.state.lock().expect("no holder panics");
+        if state.ended {
+            return;
+        }
+        state.ended = true;
+        let error = result.err().unwrap_or_else(|| {
+            Error::new(ErrorKind::Io, format!("the store left out {} bytes", state.left))
+        });
+        let epoch = self.pin.region().info().epoch;
+        let mut frame = Vec::new();
+        Reply::Error(error.to_wire(epoch)).encode(self.id, &mut frame);
+        self.send(&mut state, &[&frame]);
+    }
+}
+
+impl Sink for Answer {
+    fn part(&self, part: Part<'_>) {
+        match part {
+            Part::Zero(range) => {
+                for piece in range.split(u64::from(pagewire_core::wire::MAX_ZERO_SPAN)) {
+                    self.send_piece(piece, None);
+                }
+            }
+            Part::Bytes { offset, bytes } => {
+                for piece in part.range().split(u64::from(MAX_PAYLOAD)) {
+                    let from = (piece.start - offset) as usize;
+                    let bytes = &bytes[from..from + piece.len() as usize];
+                    self.send_piece(piece, (!is_zero(bytes)).then_some(bytes));
+                }
+            }
+        }
+    }
+
+    fn done(&self, result: Result<()>) {
+        self.end(result);
+    }
+}
+
+/// The bytes of one range, put together from its parts.
+pub(super) struct Gather {
+    range: ByteRange,
+    state: Mutex<(Vec<u8>, u64, Option<Finish>)>,
+}
+
+type Finish = Box<dyn FnOnce(Result<Vec<u8>>) + Send>;
+
+impl Gather {
+    /// A sink that calls `finish` with the bytes.
+    fn with(range: ByteRange, finish: impl FnOnce(Result<Vec<u8>>) + Send + 'static) -> Arc<Self> {
+        let bytes = vec![0; range.len() as usize];
+        Arc::new(Self { range, state: Mutex::new((bytes, 0, Some(Box::new(finish)))) })
+    }
+
+    /// A sink, and where its bytes can be waited for.
+    pub(super) fn new(range: ByteRange) -> (Arc<Self>, mpsc::Receiver<Result<Vec<u8>>>) {
+        let (sender, receiver) = mpsc::sync_channel(1);
+        let gather = Self::with(range, move |result| {
+            // The other end waits until it has heard this.
+            let _ = sender.try_send(result);
+        });
+        (gather, receiver)
+    }
+}
+
+impl Sink for Gather {
+    fn part(&self, part: Part<'_>) {
+        let range = part.range();
+        if !self.range.contains(range) {
+            return;
+        }
+        let mut state = self.state.lock().expect("no holder panics");
+        if let Part::Bytes { bytes, .. } = part {
+            let from = (range.start - self.range.start) as usize;
+            state.0[from..from + bytes.len()].copy_from_slice(bytes);
+        }
+        state.1 += range.len();
+    }
+
+    fn done(&self, result: Result<()>) {
+        let (bytes, got, finish) = {
+            let mut state = self.state.lock().expect("no holder panics");
+            (std::mem::take(&mut state.0), state.1, state.2.take())
+        };
+        let Some(finish) = finish else { return };
+        finish(result.and_then(|()| {
+            if got == self.range.len() {
+                return Ok(bytes);
+            }
+            Err(Error::new(ErrorKind::Io, format!("the store left out bytes of {}", self.range)))
+        }));
+    }
+}

@@ -1,0 +1,184 @@
+//! Frames on their way out of one connection, one at a time.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
+use std::thread::ThreadId;
+
+use pagewire_core::wire::{Notification, Reply};
+
+use crate::error::Error;
+use crate::transport::Connection;
+
+/// How many bytes of answers may wait for a peer that does not take them, beyond what the kernel
+/// keeps. More makes the peer one that has stopped reading.
+const MAX_DEFERRED: usize = 16 << 20;
+
+/// The sending side of a connection.
+pub(super) struct Outgoing {
+    connection: Connection,
+    /// Held while a frame is sent.
+    turn: Mutex<Vec<u8>>,
+    deferred: Mutex<Deferred>,
+    arrived: Condvar,
+    /// The thread that serves this connection alone.
+    own_thread: OnceLock<ThreadId>,
+}
+
+#[derive(Default)]
+struct Deferred {
+    frames: VecDeque<Vec<u8>>,
+    bytes: usize,
+    started: bool,
+    closed: bool,
+}
+
+/// The right to send: nobody else does while it lives.
+pub(super) struct Turn<'a> {
+    connection: &'a Connection,
+    scratch: MutexGuard<'a, Vec<u8>>,
+}
+
+impl Outgoing {
+    pub(super) fn new(connection: Connection) -> Self {
+        Self {
+            connection,
+            turn: Mutex::default(),
+            deferred: Mutex::default(),
+            arrived: Condvar::new(),
+            own_thread: OnceLock::new(),
+        }
+    }
+
+    pub(super) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    pub(super) fn peer(&self) -> String {
+        self.connection.peer_name()
+    }
+
+    /// The calling thread serves this connection alone, so it may be held up by it.
+    pub(super) fn own(&self) {
+        self.own_thread.get_or_init(|| std::thread::current().id());
+    }
+
+    /// Whether the calling thread may be held up by this connection.
+    pub(super) fn is_own_thread(&self) -> bool {
+        self.own_thread.get() == Some(&std::thread::current().id())
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.deferred.lock().expect("no holder panics").closed
+    }
+
+    /// Waits for the right to send.
+    pub(super) fn turn(&self) -> Turn<'_> {
+        let mut scratch = self.turn.lock().expect("no holder panics");
+        scratch.clear();
+        Turn { connection: &self.connection, scratch }
+    }
+
+    /// Sends a reply. A connection that fails is closed; its receiving thread finds that out.
+    pub(super) fn reply(&self, id: u64, reply: &Reply) {
+        let mut turn = self.turn();
+        reply.encode(id, &mut turn.scratch);
+        if turn.send_scratch().is_err() {
+            self.connection.shutdown();
+        }
+    }
+
+    /// Tells a request that it has failed.
+    pub(super) fn fail(&self, id: u64, error: &Error, epoch: u64) {
+        self.reply(id, &Reply::Error(error.to_wire(epoch)));
+    }
+
+    /// Tells a peer why it is not served, and closes the connection.
+    pub(super) fn refuse(&self, error: &Error) {
+        self.fail(0, error, 0);
+        self.close();
+    }
+
+    /// Says why the connection is closed, and closes it.
+    pub(super) fn goodbye(&self, reason: &str) {
+        // Who is in the middle of a frame to a peer that does not read is not waited for.
+        if let Ok(mut scratch) = self.turn.try_lock() {
+            scratch.clear();
+            Notification::Goodbye { reason: reason.into() }.encode(&mut scratch);
+            // The connection is closed in any case.
+            let _ = self.connection.send(&[&scratch], false);
+        }
+        self.close();
+    }
+
+    pub(super) fn close(&self) {
+        self.connection.shutdown();
+        let mut deferred = self.deferred.lock().expect("no holder panics");
+        deferred.closed = true;
+        deferred.frames.clear();
+        self.arrived.notify_all();
+    }
+
+    /// Sends whole frames later, from a thread of this connection's own: the caller serves others
+    /// too and must not be held up by a peer that does not read.
+    pub(super) fn defer(self: &Arc<Self>, frames: Vec<u8>) {
+        let mut deferred = self.deferred.lock().expect("no holder panics");
+        if deferred.closed {
+            return;
+        }
+        if deferred.bytes + frames.len() > MAX_DEFERRED {
+            drop(deferred);
+            tracing::warn!(peer = self.peer(), "a peer does not take its answers; its connection is closed");
+            return self.close();
+        }
+        deferred.bytes += frames.len();
+        deferred.frames.push_back(frames);
+        if !deferred.started {
+            let this = self.clone();
+            match std::thread::Builder::new().name("pw-deferred".into()).spawn(move || this.send_deferred()) {
+                Ok(_) => deferred.started = true,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot start a thread for answers");
+                    drop(deferred);
+                    return self.close();
+                }
+            }
+        }
+        self.arrived.notify_all();
+    }
+
+    fn send_deferred(&self) {
+        let mut deferred = self.deferred.lock().expect("no holder panics");
+        loop {
+            if deferred.closed {
+                return;
+            }
+            let Some(frames) = deferred.frames.pop_front() else {
+                deferred = self.arrived.wait(deferred).expect("no holder panics");
+                continue;
+            };
+            drop(deferred);
+            let sent = self.turn().send(&[&frames], false);
+            deferred = self.deferred.lock().expect("no holder panics");
+            deferred.bytes -= frames.len();
+            if sent.is_err() {
+                drop(deferred);
+                return self.close();
+            }
+        }
+    }
+}
+
+impl Turn<'_> {
+    pub(super) fn connection(&self) -> &Connection {
+        self.connection
+    }
+
+    pub(super) fn send(&self, parts: &[&[u8]], more: bool) -> io::Result<()> {
+        self.connection.send(parts, more)
+    }
+
+    fn send_scratch(&mut self) -> io::Result<()> {
+        self.connection.send(&[&self.scratch], false)
+    }
+}

@@ -1,0 +1,312 @@
+//! The local copy that is memory of another process.
+//!
+//! Memory that the guest has given up (a balloon does that, by `madvise`) comes back as zeroes, and
+//! what was pulled for it must not be placed any more. The kernel tells by an event, and lets the
+//! guest go on as soon as the event is read. So the set of what was given up is changed under a lock
+//! that is taken *before* the event is read, and that placements share: each has happened before the
+//! memory was given up, or sees that it was.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Mutex, RwLock};
+
+use pagewire_core::bitmap::BitSet;
+use pagewire_core::chunk::{ByteRange, ChunkSize, Geometry, PAGE_SIZE, round_down, round_up};
+use pagewire_sys::uffd::{CopyMode, Event, EventBuffer, PlaceError, Uffd};
+
+use crate::access::uffd::handshake::GuestMapping;
+use crate::access::uffd::place_error;
+use crate::engine::LocalCopy;
+use crate::error::{Error, ErrorKind, Result};
+
+const HUGE: u64 = 2 << 20;
+
+/// Memory of another process.
+pub(super) struct GuestMemory {
+    uffd: Uffd,
+    /// By their offset in the region.
+    mappings: Vec<GuestMapping>,
+    /// To the page of the region.
+    geometry: Geometry,
+    removed: RwLock<BitSet>,
+    /// Huge pages of which a part has come, by their offset in the region.
+    parts: Mutex<HashMap<u64, HugePage>>,
+    /// Huge pages that were placed, by their offset in the region divided by their size.
+    placed: Mutex<BitSet>,
+}
+
+/// A huge page that is put together before it is placed.
+struct HugePage {
+    bytes: Vec<u8>,
+    pages: BitSet,
+}
+
+/// What became of a fault, as far as memory that was given up is concerned.
+pub(super) enum Zeroed {
+    /// It was given up, and holds zeroes now.
+    Done,
+    /// It was given up, and more was just now; try again when the events were read.
+    Again,
+    /// It was not given up; it is at this offset of the region.
+    NotRemoved(u64),
+    /// The address belongs to none of the mappings.
+    Unknown,
+}
+
+/// A part of one mapping.
+struct Piece {
+    /// In the other process.
+    address: u64,
+    /// In the region.
+    range: ByteRange,
+    page_size: u64,
+}
+
+impl GuestMemory {
+    pub(super) fn new(uffd: Uffd, mappings: Vec<GuestMapping>, length: u64) -> Self {
+        let geometry = Geometry::new(length, ChunkSize::PAGE);
+        Self {
+            uffd,
+            mappings,
+            geometry,
+            removed: RwLock::new(BitSet::new(geometry.page_count())),
+            parts: Mutex::default(),
+            placed: Mutex::new(BitSet::new(length.div_ceil(HUGE))),
+        }
+    }
+
+    pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.uffd.as_fd()
+    }
+
+    /// The parts of the region that no mapping shows.
+    pub(super) fn unmapped(&self, length: u64) -> Vec<ByteRange> {
+        let mut gaps = Vec::new();
+        let mut at = 0;
+        for mapping in &self.mappings {
+            gaps.push(ByteRange::new(at, mapping.offset));
+            at = mapping.offset + mapping.size;
+        }
+        gaps.push(ByteRange::new(at, length));
+        gaps.retain(|gap| !gap.is_empty());
+        gaps
+    }
+
+    /// Reads events, and answers which ranges of the region were given up with them.
+    pub(super) fn read_events(&self, buffer: &mut EventBuffer) -> io::Result<Vec<ByteRange>> {
+        let mut removed = self.removed.write().expect("no holder panics");
+        let mut ranges = Vec::new();
+        for event in self.uffd.read_events(buffer)? {
+            if let Event::Remove { start, end } | Event::Unmap { start, end } = event {
+                for mapping in &self.mappings {
+                    let there = ByteRange::new(mapping.base, mapping.base + mapping.size);
+                    let gone = there.intersect(ByteRange::new(*start, *end));
+                    if !gone.is_empty() {
+                        let at = gone.start - mapping.base + mapping.offset;
+                        ranges.push(ByteRange::new(at, at + gone.len()));
+                    }
+                }
+            }
+        }
+        for range in &ranges {
+            removed.insert_range(self.geometry.pages_within(*range));
+        }
+        Ok(ranges)
+    }
+
+    /// Answers a fault with zeroes, if the memory was given up.
+    pub(super) fn zero_if_removed(&self, address: u64) -> Zeroed {
+        let found = self.mappings.iter().find(|mapping| {
+            (mapping.base..mapping.base + mapping.size).contains(&address)
+        });
+        let Some(mapping) = found else { return Zeroed::Unknown };
+        let address = round_down(address, mapping.page_size);
+        let offset = address - mapping.base + mapping.offset;
+        let removed = self.removed.read().expect("no holder panics");
+        if !removed.contains(offset / PAGE_SIZE) {
+            return Zeroed::NotRemoved(offset);
+        }
+        let zeroed = if mapping.page_size == PAGE_SIZE {
+            self.uffd.zero_all(address as usize, PAGE_SIZE as usize, false)
+        } else {
+            let zeroes = vec![0; mapping.page_size as usize];
+            let (to, page_size) = (address as usize, mapping.page_size as usize);
+            self.uffd.copy_all_pages(to, &zeroes, CopyMode::default(), page_size)
+        };
+        match zeroed {
+            Err(PlaceError::Again { .. }) => Zeroed::Again,
+            // A process that has gone needs no answer; its end is seen elsewhere.
+            Ok(()) | Err(_) => Zeroed::Done,
+        }
+    }
+
+    /// `range` cut into parts of one mapping each.
+    fn pieces(&self, range: ByteRange) -> impl Iterator<Item = Piece> + '_ {
+        let range = ByteRange::new(range.start, round_up(range.end, PAGE_SIZE));
+        self.mappings.iter().filter_map(move |mapping| {
+            let there = ByteRange::new(mapping.offset, mapping.offset + mapping.size);
+            let range = there.intersect(range);
+            let address = mapping.base + range.start.saturating_sub(mapping.offset);
+            (!range.is_empty()).then_some(Piece { address, range, page_size: mapping.page_size })
+        })
+    }
+
+    /// Does `place` for each run of pages of a piece that was not given up, with the run's address
+    /// and its range in the region. It is repeated where the kernel says that the mappings change;
+    /// in between, their events can be read.
+    fn place_kept(
+        &self,
+        piece: &Piece,
+        place: impl Fn(usize, ByteRange) -> Result<(), PlaceError>,
+    ) -> Result<()> {
+        let mut at = piece.range.start;
+        while at < piece.range.end {
+            let removed = self.removed.read().expect("no holder panics");
+            let pages = self.geometry.pages_touching(ByteRange::new(at, piece.range.end));
+            let Some(first) = removed.next_gap(pages.start).filter(|page| *page < pages.end) else {
+                return Ok(());
+            };
+            let end = removed.next_member(first).map_or(pages.end, |end| end.min(pages.end));
+            let run = ByteRange::new(first * PAGE_SIZE, end * PAGE_SIZE);
+            let address = piece.address + (run.start - piece.range.start);
+            match place(address as usize, run) {
+                Ok(()) => at = run.end,
+                Err(PlaceError::Again { done }) => {
+                    at = run.start + done as u64;
+                    drop(removed);
+                    std::thread::yield_now();
+                }
+                Err(error) => return Err(place_error(&error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds bytes to the huge pages that they belong to, and places those that are whole.
+    fn place_huge(&self, piece: &Piece, bytes: &[u8]) -> Result<()> {
+        for part in piece.range.split(HUGE) {
+            let from = (part.start - piece.range.start) as usize;
+            let Some(whole) = self.add_to_huge(part, &bytes[from..from + part.len() as usize]) else {
+                continue;
+            };
+            let start = round_down(part.start, HUGE);
+            let page = Piece {
+                address: round_down(piece.address + from as u64, HUGE),
+                range: ByteRange::new(start, start + HUGE),
+                page_size: HUGE,
+            };
+            self.place_kept(&page, |address, run| {
+                let at = (run.start - start) as usize;
+                let bytes = &whole[at..at + run.len() as usize];
+                self.uffd.copy_all_pages(address, bytes, CopyMode::default(), HUGE as usize)
+            })?;
+            self.placed.lock().expect("no holder panics").insert(start / HUGE);
+        }
+        Ok(())
+    }
+
+    fn add_to_huge(&self, part: ByteRange, bytes: &[u8]) -> Option<Vec<u8>> {
+        let start = round_down(part.start, HUGE);
+        if self.placed.lock().expect("no holder panics").contains(start / HUGE) {
+            return None;
+        }
+        let mut parts = self.parts.lock().expect("no holder panics");
+        let huge = parts.entry(start).or_insert_with(|| HugePage {
+            bytes: vec![0; HUGE as usize],
+            pages: BitSet::new(HUGE / PAGE_SIZE),
+        });
+        let from = (part.start - start) as usize;
+        huge.bytes[from..from + bytes.len()].copy_from_slice(bytes);
+        huge.pages.insert_range(from as u64 / PAGE_SIZE..(from + bytes.len()) as u64 / PAGE_SIZE);
+        if huge.pages.is_full() { parts.remove(&start).map(|huge| huge.bytes) } else { None }
+    }
+
+    fn place_piece(&self, piece: &Piece, bytes: &[u8]) -> Result<()> {
+        if piece.page_size == HUGE {
+            return self.place_huge(piece, bytes);
+        }
+        self.place_kept(piece, |address, run| {
+            let at = (run.start - piece.range.start) as usize;
+            self.uffd.copy_all(address, &bytes[at..at + run.len() as usize], CopyMode::default())
+        })
+    }
+}
+
+impl LocalCopy for GuestMemory {
+    fn place(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let range = ByteRange::new(offset, offset + bytes.len() as u64);
+        for piece in self.pieces(range) {
+            let from = (piece.range.start - offset) as usize;
+            let until = (piece.range.end.min(range.end) - offset) as usize;
+            // Mappings end with a page, and so does what they show of the region.
+            self.place_piece(&piece, &bytes[from..until])?;
+        }
+        Ok(())
+    }
+
+    fn place_zero(&self, range: ByteRange) -> Result<()> {
+        for piece in self.pieces(range) {
+            if piece.page_size == HUGE {
+                let zeroes = vec![0; piece.range.len().min(HUGE) as usize];
+                for part in piece.range.split(HUGE) {
+                    let address = piece.address + (part.start - piece.range.start);
+                    let part = Piece { address, range: part, page_size: HUGE };
+                    self.place_huge(&part, &zeroes[..part.range.len() as usize])?;
+                }
+            } else {
+                self.place_kept(&piece, |address, run| {
+                    self.uffd.zero_all(address, run.len() as usize, false)
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn wake(&self, range: ByteRange) -> Result<bool> {
+        for piece in self.pieces(range) {
+            let start = round_down(piece.range.start, piece.page_size);
+            let placed = piece.page_size != HUGE
+                || self.placed.lock().expect("no holder panics").contains(start / HUGE);
+            if !placed {
+                return Ok(false);
+            }
+            let address = round_down(piece.address, piece.page_size) as usize;
+            let length = round_up(piece.range.end - start, piece.page_size) as usize;
+            self.uffd.wake(address, length).map_err(|error| place_error(&error))?;
+        }
+        Ok(true)
+    }
+
+    fn fail(&self, range: ByteRange) -> Result<()> {
+        for piece in self.pieces(range) {
+            let start = round_down(piece.range.start, piece.page_size);
+            let end = round_up(piece.range.end, piece.page_size);
+            let address = round_down(piece.address, piece.page_size);
+            let whole = Piece { address, range: ByteRange::new(start, end), page_size: piece.page_size };
+            self.place_kept(&whole, |address, run| {
+                self.uffd.poison_all(address, run.len() as usize, piece.page_size as usize)
+            })?;
+        }
+        Ok(())
+    }
+
+    fn evict(&self, _: ByteRange) -> Result<()> {
+        Err(not_ours("evict from"))
+    }
+
+    fn read_back(&self, _: u64, _: &mut [u8]) -> Result<()> {
+        Err(not_ours("read"))
+    }
+
+    fn take_dirty(&self, _: u64) -> Result<Vec<ByteRange>> {
+        Err(not_ours("track the writes of"))
+    }
+
+    fn put_back(&self, _: &[ByteRange]) {}
+}
+
+/// A foreign userfaultfd cannot be given our tracking: the monitor has registered its memory.
+fn not_ours(what: &str) -> Error {
+    Error::new(ErrorKind::Unsupported, format!("cannot {what} the memory of another process"))
+}

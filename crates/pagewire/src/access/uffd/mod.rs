@@ -1,0 +1,31 @@
+//! userfaultfd: a region mapped into memory, pulled on page faults and in the background.
+//!
+//! - [`mapping`]: a region in this process's memory, as bytes.
+//! - [`handler`]: page faults of other processes: VM monitors that restore snapshots.
+//! - [`resolver`]: the thread that reads faults, which both use.
+//!
+//! The thread that reads faults only submits; it never touches the memory that it is responsible
+//! for, or it would wait for itself. What comes back is placed by the thread that received it.
+
+mod guest;
+mod handler;
+mod handshake;
+mod mapping;
+mod own;
+mod resolver;
+
+pub use handler::{Handler, HandlerOptions, OpenRegion};
+pub use handshake::{GuestMapping, parse_mappings};
+pub use mapping::{MapOptions, Mapping};
+
+use pagewire_sys::uffd::PlaceError;
+
+use crate::error::{Error, ErrorKind};
+
+/// The error that a placement's failure is to the engine.
+fn place_error(error: &PlaceError) -> Error {
+    match error {
+        PlaceError::Gone => Error::new(ErrorKind::Cancelled, "the memory is gone"),
+        error => Error::new(ErrorKind::Io, "cannot place pages").because(error),
+    }
+}

@@ -1,0 +1,88 @@
+//! The thread that reads a userfaultfd's events.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use pagewire_sys::event::{EventFd, PollItem, poll};
+
+use crate::error::{Error, Result};
+
+/// A thread that waits for events until it is told to stop, and then has ended when this is dropped.
+pub(super) struct Resolver {
+    stop: Arc<EventFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What a [`Resolver`]'s thread does.
+pub(super) trait Resolve: Send + 'static {
+    /// The descriptor that becomes readable when there is something to do.
+    fn descriptor(&self) -> BorrowedFd<'_>;
+
+    /// A second descriptor whose readability is the end: of the process whose memory this is.
+    fn end(&self) -> Option<BorrowedFd<'_>>;
+
+    /// There is something to do. Answers whether to come back soon even without an event.
+    ///
+    /// # Errors
+    ///
+    /// What ends the thread.
+    fn resolve(&mut self) -> io::Result<bool>;
+}
+
+impl Resolver {
+    pub(super) fn start(name: &str, mut work: impl Resolve) -> Result<Self> {
+        let stop = EventFd::new().map_err(|error| Error::io("cannot make an event", &error))?;
+        let stop = Arc::new(stop);
+        let stopped = stop.clone();
+        let thread = std::thread::Builder::new()
+            .name(name.into())
+            .spawn(move || {
+                if let Err(error) = run(&mut work, &stopped) {
+                    tracing::error!(%error, "page faults are not served any more");
+                }
+            })
+            .map_err(|error| Error::io("cannot start a thread", &error))?;
+        Ok(Self { stop, thread: Some(thread) })
+    }
+
+    /// Waits until the thread has ended by itself.
+    pub(super) fn join(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            // One that has panicked has ended, too.
+            let _ = thread.join();
+        }
+    }
+
+    /// What makes the thread stop.
+    pub(super) fn stopper(&self) -> Arc<EventFd> {
+        self.stop.clone()
+    }
+}
+
+impl Drop for Resolver {
+    fn drop(&mut self) {
+        // An event that cannot be signalled is one that is signalled already.
+        let _ = self.stop.signal();
+        self.join();
+    }
+}
+
+fn run(work: &mut impl Resolve, stop: &EventFd) -> io::Result<()> {
+    let mut soon = false;
+    loop {
+        let over = {
+            let timeout = soon.then_some(Duration::from_millis(1));
+            let mut items = vec![PollItem::readable(work.descriptor()), PollItem::readable(stop.as_fd())];
+            items.extend(work.end().map(PollItem::readable));
+            poll(&mut items, timeout)?;
+            items[1..].iter().any(PollItem::is_ready) || items[0].is_hung_up()
+        };
+        if over {
+            return Ok(());
+        }
+        soon = work.resolve()?;
+    }
+}

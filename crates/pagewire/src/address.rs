@@ -1,0 +1,344 @@
+//! Addresses of stores and peers, and sizes, as they are written on the command line, in a library
+//! call and in a configuration file.
+//!
+//! | address | what |
+//! | --- | --- |
+//! | `mem:SIZE` | zeroed memory of this process |
+//! | `file:PATH[?size=SIZE]` | a file or block device; `size` creates a sparse file |
+//! | `pw://HOST:PORT/NAME` | a region that a peer offers |
+//! | `pw+unix://SOCKET/NAME` | the same over a UNIX socket, its path percent-encoded |
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// The port that is meant where an address names none.
+pub const DEFAULT_PORT: u16 = 7070;
+
+/// Where a region's bytes live.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoreAddress {
+    /// Zeroed memory of this process.
+    Memory {
+        /// How many bytes.
+        size: u64,
+    },
+    /// A file or block device.
+    File {
+        /// Where it is.
+        path: PathBuf,
+        /// The size to create it with where it does not exist.
+        size: Option<u64>,
+    },
+    /// A region that a peer offers.
+    Remote(RegionAddress),
+}
+
+/// A region that a peer offers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RegionAddress {
+    /// Which peer.
+    pub peer: PeerAddress,
+    /// The region's name there.
+    pub name: String,
+}
+
+/// A Pagewire process that can be reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PeerAddress {
+    /// By TCP: `HOST:PORT`, an IPv6 host in brackets.
+    Tcp(String),
+    /// By a UNIX socket at this path.
+    Unix(PathBuf),
+}
+
+fn usage(what: String) -> Error {
+    Error::new(ErrorKind::Usage, what)
+}
+
+/// The number of bytes that `text` stands for: a number with nothing, `B`, `K`, `KiB`, `M`, `MiB`,
+/// `G`, `GiB`, `T` or `TiB` behind it; all units are powers of 1024.
+///
+/// # Errors
+///
+/// [`ErrorKind::Usage`] for anything else, and for sizes beyond 4 EiB.
+///
+/// ```
+/// assert_eq!(pagewire::address::parse_size("64KiB").unwrap(), 65536);
+/// assert!(pagewire::address::parse_size("64KB").is_err());
+/// ```
+pub fn parse_size(text: &str) -> Result<u64> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let shift = match unit.trim() {
+        "" | "B" => 0,
+        "K" | "KiB" => 10,
+        "M" | "MiB" => 20,
+        "G" | "GiB" => 30,
+        "T" | "TiB" => 40,
+        _ => return Err(usage(format!("'{text}' is no size: write a number with KiB, MiB, GiB or TiB"))),
+    };
+    number
+        .parse::<u64>()
+        .ok()
+        .and_then(|number| number.checked_mul(1 << shift))
+        .filter(|&bytes| bytes <= 1 << 62)
+        .ok_or_else(|| usage(format!("'{text}' is no size, or one that is too large")))
+}
+
+/// A size as people read it: `1.5 GiB`.
+pub fn format_size(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 || value.fract() == 0.0 {
+        format!("{value:.0} {}", UNITS[unit])
+    } else {
+        format!("{value:.1} {}", UNITS[unit])
+    }
+}
+
+impl FromStr for StoreAddress {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        if let Some(size) = text.strip_prefix("mem:") {
+            return Ok(StoreAddress::Memory { size: parse_size(size)? });
+        }
+        if let Some(rest) = text.strip_prefix("file:") {
+            return parse_file(rest);
+        }
+        if text.starts_with("pw://") || text.starts_with("pw+") {
+            return text.parse().map(StoreAddress::Remote);
+        }
+        match text.split_once(':') {
+            Some((scheme, _)) if !scheme.is_empty() && !scheme.contains('/') => Err(usage(format!(
+                "'{text}': there is no kind of store '{scheme}:'; known are mem:, file:, pw:// and pw+unix://"
+            ))),
+            _ => Err(usage(format!("'{text}' is no address: write file:{text} for a file"))),
+        }
+    }
+}
+
+fn parse_file(rest: &str) -> Result<StoreAddress> {
+    let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
+    if path.is_empty() {
+        return Err(usage(format!("'file:{rest}' names no file")));
+    }
+    let mut size = None;
+    for (key, value) in parse_query(query)? {
+        match key {
+            "size" => size = Some(parse_size(&value)?),
+            _ => return Err(usage(format!("'file:{rest}': there is no option '{key}'; known is size"))),
+        }
+    }
+    Ok(StoreAddress::File { path: decode_percent(path)?.into(), size })
+}
+
+fn parse_query(query: &str) -> Result<Vec<(&str, String)>> {
+    query
+        .split('&')
+        .filter(|pair| !pair.is_empty())
+        .map(|pair| {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            Ok((key, decode_percent(value)?))
+        })
+        .collect()
+}
+
+impl FromStr for RegionAddress {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (peer, name) = parse_peer(text)?;
+        let name = name.filter(|name| !name.is_empty()).ok_or_else(|| {
+            usage(format!("'{text}' names no region: write {}/NAME (`pagewire list` tells the names)", text.trim_end_matches('/')))
+        })?;
+        check_name(&name)?;
+        Ok(Self { peer, name })
+    }
+}
+
+impl FromStr for PeerAddress {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match parse_peer(text)? {
+            (peer, None) => Ok(peer),
+            (peer, Some(name)) if name.is_empty() => Ok(peer),
+            (peer, Some(_)) => Err(usage(format!("'{text}' names a region: write {peer} for the peer"))),
+        }
+    }
+}
+
+fn parse_peer(text: &str) -> Result<(PeerAddress, Option<String>)> {
+    let (scheme, rest) = text
+        .split_once("://")
+        .ok_or_else(|| usage(format!("'{text}' is no peer: write pw://HOST:PORT or pw+unix://SOCKET")))?;
+    if scheme != "pw" && scheme != "pw+unix" {
+        return Err(usage(format!("'{text}': known are pw:// and pw+unix://, not {scheme}://")));
+    }
+    let (place, name) = match rest.split_once('/') {
+        Some((place, name)) => (place, Some(decode_percent(name)?)),
+        None => (rest, None),
+    };
+    if scheme == "pw+unix" {
+        let path = decode_percent(place)?;
+        if path.is_empty() {
+            return Err(usage(format!("'{text}' names no socket: write its path percent-encoded, / as %2F")));
+        }
+        return Ok((PeerAddress::Unix(path.into()), name));
+    }
+    let (host, port) = split_port(place).ok_or_else(|| usage(format!("'{text}' names no host and port")))?;
+    Ok((PeerAddress::Tcp(format!("{host}:{port}")), name))
+}
+
+fn split_port(place: &str) -> Option<(&str, u16)> {
+    let (host, port) = match place.rsplit_once(':') {
+        // The colons of an IPv6 address in brackets are not followed by a port.
+        Some((_, port)) if port.ends_with(']') => (place, DEFAULT_PORT),
+        Some((host, port)) => (host, port.parse().ok()?),
+        None => (place, DEFAULT_PORT),
+    };
+    (!host.is_empty()).then_some((host, port))
+}
+
+/// Whether a region may have this name.
+///
+/// # Errors
+///
+/// [`ErrorKind::Usage`] for names that are empty, longer than 255 bytes, or hold control characters.
+pub fn check_name(name: &str) -> Result<()> {
+    if name.is_empty() || name.len() > pagewire_core::wire::MAX_NAME {
+        return Err(usage(format!("a region's name has 1 to 255 bytes, not {}", name.len())));
+    }
+    if name.chars().any(char::is_control) {
+        return Err(usage(format!("the name {name:?} holds control characters")));
+    }
+    Ok(())
+}
+
+fn decode_percent(text: &str) -> Result<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, tail @ ..] = rest {
+        if *first == b'%' {
+            let hex = tail.get(..2).and_then(|hex| std::str::from_utf8(hex).ok());
+            let byte = hex.and_then(|hex| u8::from_str_radix(hex, 16).ok());
+            bytes.push(byte.ok_or_else(|| usage(format!("'{text}': two hexadecimal digits follow a %")))?);
+            rest = &tail[2..];
+        } else {
+            bytes.push(*first);
+            rest = tail;
+        }
+    }
+    String::from_utf8(bytes).map_err(|_| usage(format!("'{text}' is not UTF-8")))
+}
+
+fn encode_percent(text: &str, keep: &str) -> String {
+    let mut out = String::new();
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || keep.as_bytes().contains(&byte) {
+            out.push(byte as char);
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
+
+impl fmt::Display for PeerAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PeerAddress::Tcp(place) => write!(f, "pw://{place}"),
+            PeerAddress::Unix(path) => {
+                write!(f, "pw+unix://{}", encode_percent(&path.to_string_lossy(), "-._~"))
+            }
+        }
+    }
+}
+
+impl fmt::Display for RegionAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.peer, encode_percent(&self.name, "-._~/"))
+    }
+}
+
+impl fmt::Display for StoreAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StoreAddress::Memory { size } => write!(f, "mem:{size}"),
+            StoreAddress::File { path, size } => {
+                write!(f, "file:{}", encode_percent(&path.to_string_lossy(), "-._~/ ,+=@:"))?;
+                size.map_or(Ok(()), |size| write!(f, "?size={size}"))
+            }
+            StoreAddress::Remote(region) => region.fmt(f),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_and_written_alike() {
+        for text in [
+            "mem:65536",
+            "file:/var/lib/a%3Fb.db",
+            "file:image.raw?size=1073741824",
+            "pw://127.0.0.1:7070/db",
+            "pw://[::1]:99/a/b",
+            "pw+unix://%2Frun%2Fpagewire.sock/db%25",
+        ] {
+            let address: StoreAddress = text.parse().unwrap();
+            assert_eq!(address.to_string(), text);
+            assert_eq!(address.to_string().parse::<StoreAddress>().unwrap(), address);
+        }
+        assert_eq!("pw://host".parse::<PeerAddress>().unwrap(), PeerAddress::Tcp("host:7070".into()));
+        assert_eq!("pw://[::1]/".parse::<PeerAddress>().unwrap(), PeerAddress::Tcp("[::1]:7070".into()));
+    }
+
+    #[test]
+    fn what_is_no_address_is_refused_with_a_hint() {
+        for (text, hint) in [
+            ("image.raw", "write file:image.raw"),
+            ("/a/b:c", "write file:/a/b:c"),
+            ("ftp://x", "no kind of store 'ftp:'"),
+            ("mem:", "no size"),
+            ("mem:12QB", "no size"),
+            ("mem:99999999999TiB", "too large"),
+            ("file:", "names no file"),
+            ("file:x?sizes=1", "no option 'sizes'"),
+            ("file:x?size=%zz", "hexadecimal"),
+            ("pw://host:1", "names no region"),
+            ("pw://host:1/", "names no region"),
+            ("pw://:1/x", "no host"),
+            ("pw://host:99999/x", "no host and port"),
+            ("pw+tcp://host/x", "known are"),
+            ("pw+unix:///x", "names no socket"),
+            ("pw://host/%00", "control characters"),
+        ] {
+            let error = text.parse::<StoreAddress>().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Usage, "{text}");
+            assert!(error.to_string().contains(hint), "{text}: {error}");
+        }
+        assert!("pw://host:1/x".parse::<PeerAddress>().is_err());
+    }
+
+    #[test]
+    fn sizes_read_as_people_write_them() {
+        for (text, bytes) in [("0", 0), ("7B", 7), ("1K", 1024), ("3 MiB", 3 << 20), ("2G", 2 << 30), ("1TiB", 1 << 40)] {
+            assert_eq!(parse_size(text).unwrap(), bytes);
+        }
+        assert_eq!(format_size(1536), "1.5 KiB");
+        assert_eq!(format_size(64 << 20), "64 MiB");
+        assert_eq!(format_size(12), "12 B");
+    }
+}

@@ -1,0 +1,74 @@
+//! The contract of a local copy: what a managed access method fills and, later, writes back.
+//!
+//! Each access method implements it for its kind of memory: userfaultfd mappings do in
+//! `access::uffd`, plain memory does here. Pull, push and migration are written against it, once.
+
+mod plain;
+
+use pagewire_core::chunk::ByteRange;
+
+use crate::error::Result;
+
+pub use plain::PlainMemory;
+
+/// What is filled. Ranges are aligned to pages, but for the end of the region. Calls come from any
+/// thread, and for different ranges at once.
+pub trait LocalCopy: Send + Sync {
+    /// Puts bytes where nothing is. What is there already stays: a page that came twice, or that an
+    /// application wrote before it came. Whoever waits for the bytes goes on.
+    ///
+    /// # Errors
+    ///
+    /// If the memory is gone, for instance with the process that it belonged to.
+    fn place(&self, offset: u64, bytes: &[u8]) -> Result<()>;
+
+    /// The same with zeroes.
+    ///
+    /// # Errors
+    ///
+    /// As [`LocalCopy::place`].
+    fn place_zero(&self, range: ByteRange) -> Result<()>;
+
+    /// Wakes whoever waits for bytes that were placed: an access may have begun just before they
+    /// came. Answers whether they are there; memory of huge pages is not before a page is whole.
+    ///
+    /// # Errors
+    ///
+    /// As [`LocalCopy::place`].
+    fn wake(&self, range: ByteRange) -> Result<bool>;
+
+    /// Makes what is absent in `range` an error for whoever waits for it or touches it, until it is
+    /// placed after all.
+    ///
+    /// # Errors
+    ///
+    /// As [`LocalCopy::place`].
+    fn fail(&self, range: ByteRange) -> Result<()>;
+
+    /// Makes `range` absent. Nobody may be looking at it.
+    ///
+    /// # Errors
+    ///
+    /// As [`LocalCopy::place`].
+    fn evict(&self, range: ByteRange) -> Result<()>;
+
+    /// Copies out what is there now, while others may write to it: each page is as it was at one
+    /// moment, or torn where it was written just then (then it is dirty again, and read again).
+    ///
+    /// # Errors
+    ///
+    /// If part of the range is absent.
+    fn read_back(&self, offset: u64, bytes: &mut [u8]) -> Result<()>;
+
+    /// The ranges that were written since they were placed or taken last, at most `pages` pages of
+    /// them; from now on they count as clean. A write that comes meanwhile is in this answer or in
+    /// the next one.
+    ///
+    /// # Errors
+    ///
+    /// As [`LocalCopy::place`].
+    fn take_dirty(&self, pages: u64) -> Result<Vec<ByteRange>>;
+
+    /// Counts ranges as written again: they were taken, and could not be pushed.
+    fn put_back(&self, ranges: &[ByteRange]);
+}

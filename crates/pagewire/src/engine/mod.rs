@@ -1,0 +1,18 @@
+//! The engine: the threads that carry out what core decides.
+//!
+//! - [`region`]: a store with a name, and what its readers of older epochs still see.
+//! - [`local_copy`]: the contract of what is filled: mapped memory, plain memory, later a cache file.
+//! - [`pull`]: fills a local copy: on demand, and in the background.
+//! - [`progress`]: counters of a pull that a caller can read and wait for.
+//! - [`copy`]: moves a whole region from one store to another.
+
+pub mod copy;
+pub mod local_copy;
+pub mod progress;
+pub mod pull;
+pub mod region;
+
+pub use local_copy::{LocalCopy, PlainMemory};
+pub use progress::Progress;
+pub use pull::{PullOptions, Puller};
+pub use region::{Change, Pin, Region};

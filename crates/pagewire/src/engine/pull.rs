@@ -1,0 +1,362 @@
+//! Pulling a region into a local copy: on demand, and in the background.
+//!
+//! A [`Puller`] is what every managed access method has. Faults come in by [`Puller::fault`] on the
+//! thread that resolves them, which only submits; what comes back is placed by the thread that
+//! received it ([`fill`]). The [`background`] thread asks for what is still missing, in the order
+//! that was chosen, as one stream where the store can stream.
+//!
+//! What came is known to the page ([`Puller`] holds a set of pages), since bytes travel in ranges
+//! that need not be chunks. A chunk is what is asked for at a fault, and what is counted.
+
+mod background;
+mod fill;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use pagewire_core::bitmap::AtomicBitSet;
+use pagewire_core::chunk::{ByteRange, ChunkIndex, ChunkSize, Geometry, PAGE_SIZE};
+use pagewire_core::pull::{PullOrder, Readahead};
+
+use super::local_copy::LocalCopy;
+use super::progress::{Counters, Progress};
+use super::region::Pin;
+use crate::error::{Error, ErrorKind, Result};
+use crate::store::{Read, Stream, Urgency};
+use fill::Fill;
+
+/// How a region is pulled.
+#[derive(Debug, Clone)]
+pub struct PullOptions {
+    /// The unit that a fault asks for.
+    pub chunk: ChunkSize,
+    /// What is pulled without being asked for, and in which order.
+    pub order: PullOrder,
+    /// How many bytes to ask for ahead of an application that reads on and on, at most.
+    pub readahead: u64,
+    /// How often what could not be had is tried again.
+    pub heal_interval: Duration,
+    /// After how long without a byte the background pull gives up. None is never: a mapping goes on
+    /// when its server comes back, however late.
+    pub give_up_after: Option<Duration>,
+}
+
+impl Default for PullOptions {
+    fn default() -> Self {
+        Self {
+            chunk: ChunkSize::DEFAULT,
+            order: PullOrder::Sequential,
+            readahead: 4 << 20,
+            heal_interval: Duration::from_secs(1),
+            give_up_after: None,
+        }
+    }
+}
+
+/// Fills a local copy with one epoch of a region. Dropping it stops the pull; the copy stays as it is.
+pub struct Puller {
+    inner: Arc<Inner>,
+}
+
+/// What the puller, its background thread and the answers under way share. Answers hold it weakly,
+/// so that it goes, with the region and the connections, when the puller goes.
+struct Inner {
+    pin: Pin,
+    geometry: Geometry,
+    local: Arc<dyn LocalCopy>,
+    options: PullOptions,
+    /// The pages that were placed.
+    pages: AtomicBitSet,
+    /// The chunks of which every page was placed.
+    chunks: AtomicBitSet,
+    /// The chunks that were asked for on demand, and have not been answered.
+    asked: AtomicBitSet,
+    /// The chunks that could not be had, and why.
+    failed: Mutex<BTreeMap<u64, Error>>,
+    readahead: Mutex<Readahead>,
+    stream: Mutex<Option<Box<dyn Stream>>>,
+    counters: Counters,
+    closed: AtomicBool,
+    /// Why the background pull has given up, if it has.
+    given_up: Mutex<Option<Error>>,
+}
+
+impl Puller {
+    /// Begins to pull what `pin` shows into `local`, which is empty.
+    ///
+    /// # Errors
+    ///
+    /// If a thread cannot be started.
+    pub fn start(pin: Pin, local: Arc<dyn LocalCopy>, options: PullOptions) -> Result<Self> {
+        let geometry = Geometry::new(pin.info().length, options.chunk);
+        let chunks = geometry.chunk_count();
+        let readahead = Readahead::new(options.readahead / options.chunk.bytes());
+        let inner = Arc::new(Inner {
+            geometry,
+            local,
+            pages: AtomicBitSet::new(geometry.page_count()),
+            chunks: AtomicBitSet::new(chunks),
+            asked: AtomicBitSet::new(chunks),
+            failed: Mutex::default(),
+            readahead: Mutex::new(readahead),
+            stream: Mutex::default(),
+            counters: Counters::default(),
+            closed: AtomicBool::new(false),
+            given_up: Mutex::default(),
+            options,
+            pin,
+        });
+        let puller = Self { inner };
+        background::start(&puller.inner)?;
+        Ok(puller)
+    }
+
+    /// An application has touched the byte at `offset` and waits for it. Returns at once; whoever
+    /// waits is woken when the bytes are placed, or when they cannot be had.
+    pub fn fault(&self, offset: u64) {
+        self.inner.fault(offset);
+    }
+
+    /// Waits until every page of `range` is there.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::OutOfRange`]; whatever keeps one of them from being had.
+    pub fn prefault(&self, range: ByteRange) -> Result<()> {
+        self.inner.pin.info().check(range)?;
+        // A few at a time: the memory that answers take on their way is bounded.
+        let step = self.inner.geometry.chunk_size().bytes().max(4 << 20);
+        range.split(step).try_for_each(|range| self.inner.prefault(range))
+    }
+
+    /// Counts `range` as there though nothing was placed: the application has given up the bytes.
+    pub fn supersede(&self, range: ByteRange) {
+        self.inner.mark_present(range);
+    }
+
+    /// How far the pull is.
+    pub fn progress(&self) -> Progress {
+        self.inner.progress()
+    }
+
+    /// Waits until everything is there.
+    ///
+    /// # Errors
+    ///
+    /// Why the background pull has given up, if it has; [`ErrorKind::Usage`] if there is none.
+    pub fn wait(&self) -> Result<Progress> {
+        loop {
+            if let Some(progress) = self.wait_until(Instant::now() + Duration::from_secs(3600))? {
+                return Ok(progress);
+            }
+        }
+    }
+
+    /// Waits until everything is there, or until `deadline`: then the answer is none.
+    ///
+    /// # Errors
+    ///
+    /// As [`Puller::wait`].
+    pub fn wait_until(&self, deadline: Instant) -> Result<Option<Progress>> {
+        let inner = &self.inner;
+        if matches!(inner.options.order, PullOrder::None) && !inner.chunks.is_full() {
+            return Err(Error::new(ErrorKind::Usage, "there is no background pull to wait for"));
+        }
+        let answer = inner.counters.wait(Some(deadline), || {
+            if inner.chunks.is_full() {
+                return Some(Ok(inner.progress()));
+            }
+            inner.given_up().map(Err)
+        });
+        answer.transpose()
+    }
+
+    /// Progress at each `interval`, and once more when everything is there or the background pull
+    /// has given up; then the iterator ends.
+    pub fn updates(&self, interval: Duration) -> impl Iterator<Item = Progress> + '_ {
+        let mut ended = false;
+        std::iter::from_fn(move || {
+            if ended {
+                return None;
+            }
+            ended = !matches!(self.wait_until(Instant::now() + interval), Ok(None));
+            Some(self.progress())
+        })
+    }
+}
+
+impl Drop for Puller {
+    fn drop(&mut self) {
+        self.inner.closed.store(true, Ordering::Release);
+        self.inner.counters.notify();
+        // Out of the lock: the end of a stream is told to its sink on this thread.
+        let stream = self.inner.stream.lock().expect("no holder panics").take();
+        drop(stream);
+    }
+}
+
+impl Inner {
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    fn given_up(&self) -> Option<Error> {
+        self.given_up.lock().expect("no holder panics").clone()
+    }
+
+    fn fault(self: &Arc<Self>, offset: u64) {
+        self.counters.faults.fetch_add(1, Ordering::Relaxed);
+        let Some(chunk) = self.geometry.chunk_at(offset) else { return };
+        let page = offset / PAGE_SIZE;
+        if self.pages.contains(page) {
+            // It came after the access and before the fault was read.
+            match self.local.wake(self.geometry.range_of_pages(page..page + 1)) {
+                Ok(true) => return,
+                Ok(false) => {}
+                Err(error) => return self.check(Err(error)),
+            }
+        }
+        self.demand(chunk, Urgency::Demand);
+        self.read_ahead(chunk);
+    }
+
+    /// Asks for what is missing of a chunk, unless that was done.
+    fn demand(self: &Arc<Self>, chunk: ChunkIndex, urgency: Urgency) {
+        if !self.asked.insert(chunk.0) {
+            return;
+        }
+        let missing = self.missing(self.geometry.range_of(chunk));
+        if urgency == Urgency::Demand {
+            self.counters.demand_reads.fetch_add(1, Ordering::Relaxed);
+        }
+        let sink = Arc::new(Fill::new(self, chunk, urgency));
+        if missing.is_empty() {
+            return crate::store::Sink::done(&*sink, Ok(()));
+        }
+        let epoch = self.pin.epoch();
+        self.pin.region().read(Read { ranges: missing, epoch, urgency, sink });
+    }
+
+    /// An application that reads on and on is to find the next chunks there.
+    fn read_ahead(self: &Arc<Self>, chunk: ChunkIndex) {
+        let ahead = {
+            let mut readahead = self.readahead.lock().expect("no holder panics");
+            readahead.on_fault(chunk, self.geometry.chunk_count())
+        };
+        if ahead.is_empty() {
+            return;
+        }
+        let stream = self.stream.lock().expect("no holder panics");
+        if let Some(stream) = &*stream {
+            return stream.steer(&[self.geometry.range_of_chunks(ahead)]);
+        }
+        drop(stream);
+        // A store without streams answers on this thread, which must not wait for a disk.
+        let streams = self.pin.info().capabilities.stream;
+        let urgency = if streams { Urgency::Background } else { Urgency::Demand };
+        for chunk in ahead {
+            self.demand(ChunkIndex(chunk), urgency);
+        }
+    }
+
+    /// The parts of `range` whose pages were not placed.
+    fn missing(&self, range: ByteRange) -> Vec<ByteRange> {
+        let pages = self.geometry.pages_touching(range);
+        let mut missing = Vec::new();
+        let mut at = pages.start;
+        while let Some(gap) = self.pages.next_gap(at).filter(|gap| *gap < pages.end) {
+            let end = self.pages.next_member(gap).map_or(pages.end, |end| end.min(pages.end));
+            missing.push(self.geometry.range_of_pages(gap..end));
+            at = end;
+            if at >= pages.end {
+                break;
+            }
+        }
+        missing
+    }
+
+    fn mark_present(&self, range: ByteRange) -> u64 {
+        let pages = self.geometry.pages_within(range);
+        if pages.is_empty() {
+            return 0;
+        }
+        let newly = self.pages.insert_range(pages);
+        for chunk in self.geometry.touching(range) {
+            let pages = self.geometry.pages_of(ChunkIndex(chunk));
+            let whole = self.pages.next_gap(pages.start).is_none_or(|gap| gap >= pages.end);
+            // Of two threads that place a chunk's last pages, at least the later one sees them all.
+            if whole && self.chunks.insert(chunk) {
+                self.failed.lock().expect("no holder panics").remove(&chunk);
+            }
+        }
+        self.counters.notify();
+        newly
+    }
+
+    /// An error of the local copy itself: its memory is gone, and there is nothing left to do.
+    fn check(&self, result: Result<()>) {
+        if let Err(error) = result
+            && !self.closed.swap(true, Ordering::AcqRel)
+        {
+            tracing::warn!(region = self.pin.region().name(), %error, "the memory of the copy is gone");
+            self.given_up.lock().expect("no holder panics").get_or_insert(error);
+            self.counters.notify();
+        }
+    }
+
+    /// A chunk cannot be had: whoever waits for it gets an error.
+    fn fail(&self, chunk: ChunkIndex, error: Error) {
+        if self.is_closed() {
+            return;
+        }
+        let range = self.geometry.range_of(chunk);
+        let region = self.pin.region().name();
+        let news = self.failed.lock().expect("no holder panics").insert(chunk.0, error.clone()).is_none();
+        if news {
+            tracing::error!(region, %error, "bytes {range} cannot be had; whoever touches them gets an error");
+        }
+        for missing in self.missing(range) {
+            self.check(self.local.fail(missing));
+        }
+        self.counters.notify();
+    }
+
+    fn prefault(self: &Arc<Self>, range: ByteRange) -> Result<()> {
+        let chunks = self.geometry.touching(range);
+        for chunk in chunks.clone() {
+            self.failed.lock().expect("no holder panics").remove(&chunk);
+            if !self.chunks.contains(chunk) {
+                self.demand(ChunkIndex(chunk), Urgency::Demand);
+            }
+        }
+        let pages = self.geometry.pages_touching(range);
+        let answer = self.counters.wait(None, || {
+            if self.pages.next_gap(pages.start).is_none_or(|gap| gap >= pages.end) {
+                return Some(Ok(()));
+            }
+            if let Some(error) = self.given_up() {
+                return Some(Err(error));
+            }
+            if self.is_closed() {
+                return Some(Err(Error::new(ErrorKind::Cancelled, "the copy was closed")));
+            }
+            let failed = self.failed.lock().expect("no holder panics");
+            failed.range(chunks.clone()).next().map(|(_, error)| Err(error.clone()))
+        });
+        answer.expect("without a deadline there is an answer")
+    }
+
+    fn progress(&self) -> Progress {
+        let mut progress = Progress {
+            length: self.geometry.length(),
+            chunks: self.geometry.chunk_count(),
+            chunks_present: self.chunks.count(),
+            chunks_failed: self.failed.lock().expect("no holder panics").len() as u64,
+            ..Progress::default()
+        };
+        self.counters.fill(&mut progress);
+        progress
+    }
+}

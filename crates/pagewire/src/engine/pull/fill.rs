@@ -1,0 +1,95 @@
+//! Placing what comes, on the thread that received it.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::Instant;
+
+use pagewire_core::chunk::{ByteRange, ChunkIndex};
+
+use super::Inner;
+use crate::error::{Error, ErrorKind, Result};
+use crate::store::{Part, Sink, Urgency};
+
+impl Inner {
+    /// Places a part of an answer. Answers how many bytes were new.
+    pub(super) fn place(&self, part: Part<'_>) {
+        if self.is_closed() {
+            return;
+        }
+        let placed = match part {
+            Part::Bytes { offset, bytes } => self.local.place(offset, bytes),
+            Part::Zero(range) => self.local.place_zero(range),
+        };
+        let good = placed.is_ok();
+        self.check(placed);
+        if good {
+            self.mark_present(part.range());
+        }
+    }
+}
+
+/// The answer to a read of one chunk that somebody waits for, or will soon.
+pub(super) struct Fill {
+    inner: Weak<Inner>,
+    chunk: ChunkIndex,
+    urgency: Urgency,
+    asked: Instant,
+}
+
+impl Fill {
+    pub(super) fn new(inner: &Arc<Inner>, chunk: ChunkIndex, urgency: Urgency) -> Self {
+        Self { inner: Arc::downgrade(inner), chunk, urgency, asked: Instant::now() }
+    }
+}
+
+impl Sink for Fill {
+    fn part(&self, part: Part<'_>) {
+        let Some(inner) = self.inner.upgrade() else { return };
+        inner.place(part);
+        inner.counters.demand_bytes.fetch_add(part.range().len(), Ordering::Relaxed);
+    }
+
+    fn done(&self, result: Result<()>) {
+        let Some(inner) = self.inner.upgrade() else { return };
+        if self.urgency == Urgency::Demand {
+            inner.counters.demand_took(self.asked.elapsed());
+        }
+        inner.asked.remove(self.chunk.0);
+        let range = inner.geometry.range_of(self.chunk);
+        let result = result.and_then(|()| match inner.missing(range).first() {
+            None => Ok(()),
+            Some(gap) => Err(Error::new(ErrorKind::Io, format!("the answer left out bytes {gap}"))),
+        });
+        if let Err(error) = result {
+            inner.fail(self.chunk, error);
+        }
+    }
+}
+
+/// The answer to a background stream or read.
+pub(super) struct BackgroundFill {
+    inner: Weak<Inner>,
+    ended: Box<dyn Fn(Result<()>) + Send + Sync>,
+}
+
+impl BackgroundFill {
+    pub(super) fn new(inner: &Arc<Inner>, ended: impl Fn(Result<()>) + Send + Sync + 'static) -> Self {
+        Self { inner: Arc::downgrade(inner), ended: Box::new(ended) }
+    }
+}
+
+impl Sink for BackgroundFill {
+    fn part(&self, part: Part<'_>) {
+        let Some(inner) = self.inner.upgrade() else { return };
+        let ByteRange { end, .. } = part.range();
+        if end > inner.geometry.length() {
+            return inner.check(Err(Error::new(ErrorKind::Protocol, "bytes past the end of the region")));
+        }
+        inner.place(part);
+        inner.counters.background_bytes.fetch_add(part.range().len(), Ordering::Relaxed);
+    }
+
+    fn done(&self, result: Result<()>) {
+        (self.ended)(result);
+    }
+}

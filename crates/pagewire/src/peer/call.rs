@@ -1,0 +1,244 @@
+//! One request under way, from its submission to its one and only end.
+//!
+//! Parts of an answer may be delivered on several threads at once while another thread finds out
+//! that the request has failed. [`Call`] sees to it that the sink's `done` is called once, and after
+//! the last `part` has returned: whoever leaves last, of those who deliver and those who end, calls it.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
+
+use pagewire_core::chunk::ByteRange;
+use pagewire_core::wire::Reply;
+
+use super::flow::Flow;
+use crate::error::{Error, ErrorKind, Result};
+use crate::store::{Part, Sink};
+
+/// What a call asks for, as far as it has to be asked again after a lost connection.
+pub(crate) enum Ask {
+    /// The bytes of these ranges.
+    Read {
+        /// Which bytes.
+        ranges: Vec<ByteRange>,
+        /// Of which epoch.
+        epoch: u64,
+    },
+    /// A stream, which is not asked for again: who wants the rest knows best what is missing.
+    Stream {
+        /// Of which epoch.
+        epoch: u64,
+        /// How much may be in flight.
+        flow: Flow,
+    },
+    /// A request that one reply ends. It is not asked again either.
+    Control,
+}
+
+/// Where the end of a call goes.
+pub(crate) enum Answer {
+    /// Parts and the end go to a sink.
+    Sink(Arc<dyn Sink>),
+    /// The reply goes to a function.
+    Reply(Mutex<Option<ReplyTo>>),
+}
+
+/// What is called with the reply to a control request.
+pub(crate) type ReplyTo = Box<dyn FnOnce(Result<Reply>) + Send>;
+
+/// One request under way.
+pub(crate) struct Call {
+    pub(crate) ask: Ask,
+    /// When the patience is over.
+    pub(crate) deadline: Option<Instant>,
+    answer: Answer,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// How many threads are delivering a part just now.
+    delivering: usize,
+    /// How many bytes of ranges have been delivered.
+    received: u64,
+    /// How many bytes there will be in all, once that is known.
+    total: Option<u64>,
+    outcome: Option<Result<()>>,
+    told: bool,
+}
+
+impl Call {
+    pub(crate) fn new(ask: Ask, answer: Answer, deadline: Option<Instant>) -> Self {
+        let total = match &ask {
+            Ask::Read { ranges, .. } => Some(ranges.iter().map(|range| range.len()).sum()),
+            Ask::Stream { .. } | Ask::Control => None,
+        };
+        let state = State { delivering: 0, received: 0, total, outcome: None, told: false };
+        Self { ask, deadline, answer, state: Mutex::new(state) }
+    }
+
+    /// Delivers a part of the answer. Answers whether the call has ended with it.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Protocol`] where nobody has asked for these bytes.
+    pub(crate) fn deliver(&self, part: Part<'_>) -> Result<bool> {
+        let Answer::Sink(sink) = &self.answer else {
+            return Err(Error::new(ErrorKind::Protocol, "data answers a request that asked for none"));
+        };
+        let range = part.range();
+        if let Ask::Read { ranges, .. } = &self.ask
+            && !ranges.iter().any(|asked| asked.contains(range))
+        {
+            return Err(Error::new(ErrorKind::Protocol, format!("bytes {range}, which were not asked for")));
+        }
+        {
+            let mut state = self.lock();
+            if state.outcome.is_some() {
+                return Ok(false);
+            }
+            state.delivering += 1;
+        }
+        sink.part(part);
+        let mut state = self.lock();
+        state.delivering -= 1;
+        state.received += range.len();
+        Ok(self.settle(state))
+    }
+
+    /// The peer says that it has sent `sent` bytes, and that this was all. Answers whether the call
+    /// has ended with it; else the rest is still on its way.
+    pub(crate) fn sent_all(&self, sent: u64) -> bool {
+        let mut state = self.lock();
+        match state.total {
+            Some(total) if total != sent => {
+                let text = format!("{sent} bytes answer a request for {total}");
+                state.outcome.get_or_insert(Err(Error::new(ErrorKind::Protocol, text)));
+            }
+            _ => state.total = Some(sent),
+        }
+        self.settle(state)
+    }
+
+    /// Ends the call, if it has not ended.
+    pub(crate) fn end(&self, result: Result<()>) {
+        let mut state = self.lock();
+        state.outcome.get_or_insert(result);
+        self.settle(state);
+    }
+
+    /// Ends a control call with its reply.
+    pub(crate) fn reply(&self, result: Result<Reply>) {
+        match &self.answer {
+            Answer::Reply(slot) => {
+                if let Some(reply) = slot.lock().expect("no holder panics").take() {
+                    reply(result);
+                }
+            }
+            Answer::Sink(_) => self.end(result.and_then(|_| {
+                Err(Error::new(ErrorKind::Protocol, "a read was answered by something else than data"))
+            })),
+        }
+    }
+
+    /// Fails the call, of whatever sort it is.
+    pub(crate) fn fail(&self, error: Error) {
+        match &self.answer {
+            Answer::Reply(_) => self.reply(Err(error)),
+            Answer::Sink(_) => self.end(Err(error)),
+        }
+    }
+
+    /// Forgets what was received: the request is made again from the beginning.
+    pub(crate) fn restart(&self) {
+        self.lock().received = 0;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no holder panics")
+    }
+
+    fn settle(&self, mut state: MutexGuard<'_, State>) -> bool {
+        if state.outcome.is_none() && state.total == Some(state.received) {
+            state.outcome = Some(Ok(()));
+        }
+        if state.told || state.delivering > 0 {
+            return state.outcome.is_some();
+        }
+        let Some(outcome) = state.outcome.clone() else { return false };
+        state.told = true;
+        drop(state);
+        if let Answer::Sink(sink) = &self.answer {
+            sink.done(outcome);
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+    #[derive(Default)]
+    struct Counting {
+        inside: AtomicUsize,
+        done: AtomicUsize,
+        late: AtomicBool,
+    }
+
+    impl Sink for Counting {
+        fn part(&self, _: Part<'_>) {
+            self.inside.fetch_add(1, Ordering::SeqCst);
+            std::thread::yield_now();
+            if self.done.load(Ordering::SeqCst) > 0 {
+                self.late.store(true, Ordering::SeqCst);
+            }
+            self.inside.fetch_sub(1, Ordering::SeqCst);
+        }
+
+        fn done(&self, _: Result<()>) {
+            if self.inside.load(Ordering::SeqCst) > 0 {
+                self.late.store(true, Ordering::SeqCst);
+            }
+            self.done.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    fn read(ranges: &[ByteRange], sink: Arc<Counting>) -> Call {
+        Call::new(Ask::Read { ranges: ranges.to_vec(), epoch: 1 }, Answer::Sink(sink), None)
+    }
+
+    #[test]
+    fn done_comes_once_and_after_every_part() {
+        for round in 0..200u64 {
+            let sink = Arc::new(Counting::default());
+            let whole = ByteRange::new(0, 64 * 4096);
+            let call = read(&[whole], sink.clone());
+            std::thread::scope(|scope| {
+                for half in 0..2 {
+                    let call = &call;
+                    scope.spawn(move || {
+                        for page in (half..64).step_by(2) {
+                            call.deliver(Part::Zero(ByteRange::new(page * 4096, (page + 1) * 4096))).unwrap();
+                        }
+                    });
+                }
+                if round % 2 == 0 {
+                    scope.spawn(|| call.end(Err(Error::new(ErrorKind::Cancelled, "stop"))));
+                }
+            });
+            assert_eq!(sink.done.load(Ordering::SeqCst), 1);
+            assert!(!sink.late.load(Ordering::SeqCst));
+        }
+    }
+
+    #[test]
+    fn bytes_that_nobody_asked_for_are_refused() {
+        let sink = Arc::new(Counting::default());
+        let call = read(&[ByteRange::new(4096, 8192)], sink.clone());
+        assert!(call.deliver(Part::Zero(ByteRange::new(0, 4096))).is_err());
+        assert!(call.deliver(Part::Zero(ByteRange::new(4096, 12288))).is_err());
+        assert_eq!(sink.done.load(Ordering::SeqCst), 0);
+        assert!(call.sent_all(12), "an END that does not fit ends the call with an error");
+        assert_eq!(sink.done.load(Ordering::SeqCst), 1);
+    }
+}

@@ -1,0 +1,149 @@
+//! One connection of a session: its handshake, and what is received on it until it is lost.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use pagewire_core::wire::{
+    Hello, HelloReply, OLDEST_VERSION, RegionId, RegionInfo, Reply, Request, Role, SessionToken, VERSION,
+};
+
+use super::AGENT;
+use super::frame::{FrameError, FrameReader};
+use crate::address::PeerAddress;
+use crate::error::{Error, ErrorKind, Result};
+use crate::transport::{Connection, lost};
+
+/// A primary connection's answers are a chunk and its header at most times; one system call is to
+/// fetch them whole.
+const PRIMARY_EAGER: usize = 80 << 10;
+
+/// On a bulk connection a frame is long: the header is fetched with little of what follows.
+const BULK_EAGER: usize = 4 << 10;
+
+/// A connection that has shaken hands.
+pub(super) struct Link {
+    pub(super) connection: Connection,
+    pub(super) generation: u64,
+    scratch: Mutex<Vec<u8>>,
+    alive: AtomicBool,
+}
+
+/// What a handshake brought.
+pub(super) struct Greeting {
+    pub(super) link: Link,
+    pub(super) reader: FrameReader,
+    pub(super) hello: HelloReply,
+    pub(super) round_trip: Duration,
+}
+
+/// What a handshake that opened a region brought besides.
+pub(super) struct Opened {
+    pub(super) handle: u32,
+    pub(super) info: RegionInfo,
+}
+
+impl Link {
+    pub(super) fn is_alive(&self) -> bool {
+        self.alive.load(Ordering::Acquire)
+    }
+
+    /// Ends the link: its thread comes back from receiving, and nobody sends on it any more.
+    pub(super) fn kill(&self) {
+        self.alive.store(false, Ordering::Release);
+        self.connection.shutdown();
+    }
+
+    /// Sends the frames that `write` appends. Where that fails the link is lost, which its own
+    /// thread finds out.
+    pub(super) fn send(&self, write: impl FnOnce(&mut Vec<u8>)) {
+        let mut scratch = self.scratch.lock().expect("no holder panics");
+        scratch.clear();
+        write(&mut scratch);
+        if self.connection.send(&[&scratch], false).is_err() {
+            self.kill();
+        }
+    }
+}
+
+/// Connects to `peer` and shakes hands; for a primary connection, opens a region in the same round
+/// trip.
+pub(super) fn greet(
+    peer: &PeerAddress,
+    role: Role,
+    session: SessionToken,
+    generation: u64,
+    open: Option<(&str, Option<(RegionId, u64)>)>,
+    patience: Duration,
+) -> Result<(Greeting, Option<Opened>)> {
+    let connection = Connection::connect(peer, patience)?;
+    let failed = |error: FrameError| match error {
+        FrameError::Io(error) => lost(peer, error),
+        FrameError::Malformed(error) => Error::from(error).context(peer),
+    };
+    let io = |error: std::io::Error| failed(error.into());
+    connection.set_timeouts(Some(patience), Some(patience)).map_err(io)?;
+    let mut bytes = Vec::new();
+    Hello { oldest: OLDEST_VERSION, newest: VERSION, features: 0, session, role, agent: AGENT.into() }
+        .encode(0, &mut bytes);
+    if let Some((name, resume)) = open {
+        let mode = pagewire_core::wire::OpenMode::Read;
+        Request::Open { name: name.into(), mode, resume }.encode(1, &mut bytes);
+    }
+    let asked = Instant::now();
+    connection.send(&[&bytes], false).map_err(io)?;
+    let mut reader = FrameReader::new(if role == Role::Primary { PRIMARY_EAGER } else { BULK_EAGER });
+    let hello = match expect_reply(&mut reader, &connection, 0).map_err(failed)? {
+        Reply::Hello(hello) if (OLDEST_VERSION..=VERSION).contains(&hello.version) => hello,
+        Reply::Error(error) => return Err(Error::from_wire(error).context(peer)),
+        _ => return Err(Error::new(ErrorKind::Protocol, format!("{peer} does not speak our version"))),
+    };
+    let round_trip = asked.elapsed();
+    let opened = match open {
+        None => None,
+        Some((name, _)) => match expect_reply(&mut reader, &connection, 1).map_err(failed)? {
+            Reply::Opened { handle, info } => Some(Opened { handle, info }),
+            Reply::Error(error) => return Err(Error::from_wire(error).context(format!("{peer}/{name}"))),
+            _ => return Err(Error::new(ErrorKind::Protocol, format!("{peer} does not answer OPEN"))),
+        },
+    };
+    connection.set_timeouts(Some(patience), None).map_err(io)?;
+    let link =
+        Link { connection, generation, scratch: Mutex::default(), alive: AtomicBool::new(true) };
+    Ok((Greeting { link, reader, hello, round_trip }, opened))
+}
+
+/// The reply to request `id`, which must be the next frame, but for notifications.
+fn expect_reply(reader: &mut FrameReader, connection: &Connection, id: u64) -> Result<Reply, FrameError> {
+    loop {
+        let (header, body) = reader.next(connection)?;
+        if header.kind.class() == pagewire_core::wire::Class::Reply {
+            let reply = Reply::decode(&header, body)?;
+            // An error that comes unasked, with no request's id, is the answer to whatever was asked.
+            if header.id == id || matches!(reply, Reply::Error(_)) {
+                return Ok(reply);
+            }
+        }
+    }
+}
+
+/// Asks a peer one thing on a connection of its own.
+///
+/// # Errors
+///
+/// As connecting; whatever the peer answers.
+pub(crate) fn ask(peer: &PeerAddress, request: &Request, patience: Duration) -> Result<Reply> {
+    let (mut greeting, _) = greet(peer, Role::Primary, super::random_id(), 0, None, patience)?;
+    let connection = &greeting.link.connection;
+    let failed = |error| lost(peer, error);
+    connection.set_timeouts(Some(patience), Some(patience)).map_err(failed)?;
+    let mut bytes = Vec::new();
+    request.encode(1, &mut bytes);
+    connection.send(&[&bytes], false).map_err(failed)?;
+    match expect_reply(&mut greeting.reader, connection, 1) {
+        Ok(Reply::Error(error)) => Err(Error::from_wire(error).context(peer)),
+        Ok(reply) => Ok(reply),
+        Err(FrameError::Io(error)) => Err(failed(error)),
+        Err(FrameError::Malformed(error)) => Err(Error::from(error).context(peer)),
+    }
+}

@@ -1,0 +1,676 @@
+//! The calls under way on one region of a peer, and the links that they go by.
+//!
+//! A call stays here from its submission to its end, whatever happens to the links meanwhile: reads
+//! are sent again on the next link, streams end with an error that can be retried (who pulls knows
+//! best what is missing), and what has waited for longer than the patience fails.
+//!
+//! When the primary link is lost, the session begins anew under another token: a new *generation*.
+//! So nothing of the old one, here or at the peer, can be mixed up with the new one.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak, mpsc};
+use std::time::{Duration, Instant};
+
+use pagewire_core::chunk::ByteRange;
+use pagewire_core::wire::{
+    Class, DataHeader, Encoding, InstanceId, Notification, RegionInfo, RemoteError, RemoteErrorKind, Reply,
+    Request, Role, SessionToken, Trailer,
+};
+
+use super::call::{Answer, Ask, Call, ReplyTo};
+use super::flow::Flow;
+use super::frame::{FrameError, FrameReader};
+use super::link::{Greeting, Link, Opened, greet};
+use crate::address::RegionAddress;
+use crate::error::{Error, ErrorKind, Result};
+use crate::store::{Part, Sink};
+use crate::transport::lost;
+
+/// The shortest and the longest pause before a lost connection is made again.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+
+/// How a session behaves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionOptions {
+    /// How many connections carry bulk, besides the primary one: 1 to 64. One connection is bound
+    /// by its window on a long link, and by one core on a short one; four are enough for 10 Gbit/s
+    /// at 25 ms.
+    pub connections: usize,
+    /// How long something may take before it fails: from the moment it is asked for, through lost
+    /// connections and restarted servers, to its answer.
+    pub patience: Duration,
+    /// How long one attempt to connect may take.
+    pub connect_timeout: Duration,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        Self { connections: 4, patience: Duration::from_secs(30), connect_timeout: Duration::from_secs(10) }
+    }
+}
+
+/// Which of a session's connections a call goes by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lane {
+    /// The one that never carries bulk.
+    Primary,
+    /// One of those that do.
+    Bulk,
+}
+
+/// A region of a peer, opened, and the calls on it.
+pub(crate) struct Session {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    region: RegionAddress,
+    options: SessionOptions,
+    next_id: AtomicU64,
+    calls: Mutex<HashMap<u64, Arc<Entry>>>,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+struct Entry {
+    call: Call,
+    lane: Lane,
+    /// The link that the call was sent on last.
+    sent_on: Mutex<Weak<Link>>,
+}
+
+struct State {
+    closed: bool,
+    generation: u64,
+    token: SessionToken,
+    /// Links that can be sent on.
+    primary: Option<Arc<Link>>,
+    bulk: Vec<Option<Arc<Link>>>,
+    turn: usize,
+    handle: u32,
+    info: RegionInfo,
+    instance: InstanceId,
+    /// Why the region cannot be opened again, where that is not just a matter of time.
+    failure: Option<Error>,
+    round_trip: Duration,
+}
+
+impl Session {
+    /// Connects to the peer and opens the region.
+    pub(crate) fn connect(region: &RegionAddress, options: &SessionOptions) -> Result<Self> {
+        if options.connections == 0 || options.connections > 64 {
+            let text = format!("{} connections: 1 to 64 are possible", options.connections);
+            return Err(Error::new(ErrorKind::Usage, text));
+        }
+        let token = super::random_id();
+        let state = State {
+            closed: false,
+            generation: 1,
+            token,
+            primary: None,
+            bulk: vec![None; options.connections],
+            turn: 0,
+            handle: 0,
+            info: RegionInfo {
+                id: [0; 16],
+                epoch: 0,
+                length: 0,
+                capacity: 0,
+                granularity: 0,
+                read_only: true,
+            },
+            instance: [0; 16],
+            failure: None,
+            round_trip: Duration::ZERO,
+        };
+        let shared = Arc::new(Shared {
+            region: region.clone(),
+            options: options.clone(),
+            next_id: AtomicU64::new(2),
+            calls: Mutex::default(),
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+        });
+        // Made first, so that threads that are already connecting end when it is dropped.
+        let session = Self { shared: shared.clone() };
+        // The bulk connections are made while the primary one is, so that they cost no time.
+        for index in 0..options.connections {
+            let shared = shared.clone();
+            spawn(format!("pw-bulk-{index}"), move || shared.keep_bulk(index))?;
+        }
+        let first = shared.greet_primary(1, token, None)?;
+        let (ready, started) = mpsc::sync_channel(1);
+        let primary = shared.clone();
+        spawn("pw-primary".into(), move || primary.keep_primary(first, &ready))?;
+        started.recv().map_err(|_| Error::new(ErrorKind::Cancelled, "the session ended at once"))?;
+        spawn("pw-patience".into(), move || shared.keep_patience())?;
+        Ok(session)
+    }
+
+    /// What is known of the region at the epoch that is pinned.
+    pub(crate) fn info(&self) -> RegionInfo {
+        self.shared.lock().info
+    }
+
+    /// The shortest round trip that was seen lately on the primary connection.
+    pub(crate) fn round_trip(&self) -> Duration {
+        self.shared.lock().round_trip
+    }
+
+    /// Reads `ranges`, over whatever happens to the connections.
+    pub(crate) fn read(&self, ranges: Vec<ByteRange>, epoch: u64, lane: Lane, sink: Arc<dyn Sink>) {
+        let deadline = Some(Instant::now() + self.shared.options.patience);
+        let call = Call::new(Ask::Read { ranges, epoch }, Answer::Sink(sink), deadline);
+        self.shared.submit(call, lane);
+    }
+
+    /// Begins a stream.
+    pub(crate) fn stream(&self, ranges: &[ByteRange], epoch: u64, sink: Arc<dyn Sink>) -> Result<StreamCall> {
+        let shared = &self.shared;
+        let (link, handle) = shared.primary()?;
+        let flow = Flow::new(Instant::now());
+        let credit = flow.initial();
+        let id = shared.next_id.fetch_add(1, Ordering::Relaxed);
+        let call = Call::new(Ask::Stream { epoch, flow }, Answer::Sink(sink), None);
+        shared.insert(id, call, Lane::Primary, &link);
+        link.send(|out| Request::Stream { handle, epoch, credit, ranges: ranges.to_vec() }.encode(id, out));
+        // A link that was lost before the call was in the table has not failed it.
+        if !link.is_alive() {
+            shared.finish(id, |call| call.fail(lost(&shared.region, "just now")));
+        }
+        Ok(StreamCall { shared: Arc::downgrade(shared), id })
+    }
+
+    /// Moves the open region to its newest epoch.
+    pub(crate) fn refresh(&self) -> Result<RegionInfo> {
+        let (sender, receiver) = mpsc::sync_channel(1);
+        let reply: ReplyTo = Box::new(move |result| {
+            // The asking thread has given up waiting; nobody needs the answer.
+            let _ = sender.send(result);
+        });
+        let shared = &self.shared;
+        let (link, handle) = shared.primary()?;
+        let deadline = Some(Instant::now() + shared.options.patience);
+        let id = shared.next_id.fetch_add(1, Ordering::Relaxed);
+        let call = Call::new(Ask::Control, Answer::Reply(Mutex::new(Some(reply))), deadline);
+        shared.insert(id, call, Lane::Primary, &link);
+        link.send(|out| Request::Refresh { handle }.encode(id, out));
+        if !link.is_alive() {
+            shared.finish(id, |call| call.fail(lost(&shared.region, "just now")));
+        }
+        match receiver.recv() {
+            Ok(Ok(Reply::Opened { info, .. })) => {
+                shared.lock().info = info;
+                Ok(info)
+            }
+            Ok(Ok(_)) => Err(Error::new(ErrorKind::Protocol, "REFRESH was answered by something else")),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(cancelled(&shared.region)),
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let shared = &self.shared;
+        let links: Vec<Arc<Link>> = {
+            let mut state = shared.lock();
+            state.closed = true;
+            let State { primary, bulk, .. } = &mut *state;
+            primary.take().into_iter().chain(bulk.iter_mut().filter_map(Option::take)).collect()
+        };
+        shared.changed.notify_all();
+        links.iter().for_each(|link| link.kill());
+        shared.fail_calls(|_| true, || cancelled(&shared.region));
+    }
+}
+
+/// A stream under way.
+pub(crate) struct StreamCall {
+    shared: Weak<Shared>,
+    id: u64,
+}
+
+impl StreamCall {
+    pub(crate) fn steer(&self, ranges: &[ByteRange]) {
+        self.notify(&Notification::Steer { stream: self.id, ranges: ranges.to_vec() });
+    }
+
+    pub(crate) fn cancel(&self) {
+        let Some(shared) = self.shared.upgrade() else { return };
+        if shared.calls().contains_key(&self.id) {
+            self.notify(&Notification::Cancel { request: self.id });
+            shared.finish(self.id, |call| call.fail(cancelled(&shared.region)));
+        }
+    }
+
+    fn notify(&self, notification: &Notification) {
+        if let Some(shared) = self.shared.upgrade()
+            && let Ok((link, _)) = shared.primary()
+        {
+            link.send(|out| notification.encode(out));
+        }
+    }
+}
+
+impl Drop for StreamCall {
+    fn drop(&mut self) {
+        self.cancel();
+    }
+}
+
+fn spawn(name: String, run: impl FnOnce() + Send + 'static) -> Result<()> {
+    std::thread::Builder::new()
+        .name(name)
+        .spawn(run)
+        .map(drop)
+        .map_err(|error| Error::io("cannot start a thread", &error))
+}
+
+fn cancelled(region: &RegionAddress) -> Error {
+    Error::new(ErrorKind::Cancelled, format!("{region} was closed"))
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no holder panics")
+    }
+
+    fn calls(&self) -> MutexGuard<'_, HashMap<u64, Arc<Entry>>> {
+        self.calls.lock().expect("no holder panics")
+    }
+
+    /// The primary link and the handle of the region on it.
+    fn primary(&self) -> Result<(Arc<Link>, u32)> {
+        let state = self.lock();
+        match (&state.primary, &state.failure) {
+            (Some(link), _) => Ok((link.clone(), state.handle)),
+            (None, Some(failure)) => Err(failure.clone()),
+            (None, None) if state.closed => Err(cancelled(&self.region)),
+            (None, None) => Err(lost(&self.region, "it is being made again")),
+        }
+    }
+
+    fn insert(&self, id: u64, call: Call, lane: Lane, link: &Arc<Link>) {
+        let entry = Entry { call, lane, sent_on: Mutex::new(Arc::downgrade(link)) };
+        self.calls().insert(id, Arc::new(entry));
+    }
+
+    fn submit(&self, call: Call, lane: Lane) {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let entry = Arc::new(Entry { call, lane, sent_on: Mutex::new(Weak::new()) });
+        self.calls().insert(id, entry.clone());
+        let refused = {
+            let state = self.lock();
+            if state.closed { Some(cancelled(&self.region)) } else { state.failure.clone() }
+        };
+        match refused {
+            Some(error) => self.finish(id, |call| call.fail(error)),
+            None => self.send(id, &entry),
+        }
+    }
+
+    /// Sends a read on a link of its lane, unless it is under way on one, or there is none now.
+    fn send(&self, id: u64, entry: &Entry) {
+        let Ask::Read { ranges, epoch } = &entry.call.ask else { return };
+        let (link, handle) = {
+            let mut state = self.lock();
+            let link = match entry.lane {
+                Lane::Primary => state.primary.clone(),
+                Lane::Bulk => {
+                    state.turn += 1;
+                    let count = state.bulk.len();
+                    (0..count).find_map(|step| state.bulk[(state.turn + step) % count].clone())
+                }
+            };
+            (link, state.handle)
+        };
+        let Some(link) = link else { return };
+        {
+            let mut sent_on = entry.sent_on.lock().expect("no holder panics");
+            if sent_on.upgrade().is_some_and(|link| link.is_alive()) {
+                return;
+            }
+            *sent_on = Arc::downgrade(&link);
+            entry.call.restart();
+        }
+        link.send(|out| Request::Read { handle, epoch: *epoch, ranges: ranges.clone() }.encode(id, out));
+    }
+
+    /// Sends what waits for a link.
+    fn send_waiting(&self) {
+        let mut waiting: Vec<(u64, Arc<Entry>)> =
+            self.calls().iter().map(|(id, entry)| (*id, entry.clone())).collect();
+        waiting.sort_by_key(|(id, _)| *id);
+        for (id, entry) in waiting {
+            self.send(id, &entry);
+        }
+    }
+
+    /// Takes a call out of the table and ends it.
+    fn finish(&self, id: u64, end: impl FnOnce(&Call)) {
+        let entry = self.calls().remove(&id);
+        if let Some(entry) = entry {
+            end(&entry.call);
+        }
+    }
+
+    fn fail_calls(&self, which: impl Fn(&Entry) -> bool, error: impl Fn() -> Error) {
+        let failed: Vec<Arc<Entry>> = {
+            let mut calls = self.calls();
+            let ids: Vec<u64> = calls.iter().filter(|(_, entry)| which(entry)).map(|(id, _)| *id).collect();
+            ids.iter().filter_map(|id| calls.remove(id)).collect()
+        };
+        for entry in failed {
+            entry.call.fail(error());
+        }
+    }
+
+    fn greet_primary(
+        &self,
+        generation: u64,
+        token: SessionToken,
+        resume: Option<([u8; 16], u64)>,
+    ) -> Result<(Greeting, Opened)> {
+        let RegionAddress { peer, name } = &self.region;
+        let open = Some((name.as_str(), resume));
+        let (greeting, opened) =
+            greet(peer, Role::Primary, token, generation, open, self.options.connect_timeout)?;
+        match opened {
+            Some(opened) => Ok((greeting, opened)),
+            None => Err(Error::new(ErrorKind::Protocol, format!("{peer} does not answer OPEN"))),
+        }
+    }
+
+    /// The life of the primary connection, again and again until the session is closed.
+    fn keep_primary(&self, first: (Greeting, Opened), ready: &mpsc::SyncSender<()>) {
+        let mut next = Some(first);
+        let mut pause = BACKOFF.0;
+        loop {
+            let (generation, token, resume) = {
+                let state = self.lock();
+                if state.closed {
+                    return;
+                }
+                (state.generation, state.token, (state.info.id, state.info.epoch))
+            };
+            let greeted = match next.take() {
+                Some(first) => Ok(first),
+                None => self.greet_primary(generation, token, Some(resume)),
+            };
+            match greeted {
+                Ok((greeting, opened)) => {
+                    pause = BACKOFF.0;
+                    let Some(link) = self.primary_is_ready(&greeting.hello.instance, &opened, greeting.link, greeting.round_trip) else {
+                        return;
+                    };
+                    // Only the first time somebody waits for it.
+                    let _ = ready.try_send(());
+                    self.send_waiting();
+                    let end = self.receive(&link, greeting.reader);
+                    self.primary_is_lost(&link, &end);
+                }
+                Err(error) => {
+                    if !error.can_retry() {
+                        tracing::warn!(region = %self.region, %error, "the region cannot be opened again");
+                        self.lock().failure = Some(error.clone());
+                        self.fail_calls(|_| true, || error.clone());
+                    }
+                    if self.pause(pause) {
+                        return;
+                    }
+                    pause = (pause * 2).min(BACKOFF.1);
+                }
+            }
+        }
+    }
+
+    fn primary_is_ready(
+        &self,
+        instance: &InstanceId,
+        opened: &Opened,
+        link: Link,
+        round_trip: Duration,
+    ) -> Option<Arc<Link>> {
+        let link = Arc::new(link);
+        {
+            let mut state = self.lock();
+            if state.closed {
+                return None;
+            }
+            if state.instance != *instance && state.instance != [0; 16] {
+                tracing::warn!(region = %self.region, "the server was restarted; going on where it was");
+            }
+            state.primary = Some(link.clone());
+            state.handle = opened.handle;
+            state.info = opened.info;
+            state.instance = *instance;
+            state.failure = None;
+            state.round_trip = round_trip;
+        }
+        self.changed.notify_all();
+        Some(link)
+    }
+
+    fn primary_is_lost(&self, link: &Link, cause: &FrameError) {
+        link.kill();
+        let bulk: Vec<Arc<Link>> = {
+            let mut state = self.lock();
+            if state.closed {
+                return;
+            }
+            state.primary = None;
+            state.generation += 1;
+            state.token = super::random_id();
+            state.bulk.iter_mut().filter_map(Option::take).collect()
+        };
+        tracing::warn!(region = %self.region, error = %cause, "lost the connection; making it again");
+        self.changed.notify_all();
+        bulk.iter().for_each(|link| link.kill());
+        self.fail_unrepeatable(cause);
+    }
+
+    /// Ends the calls that are not sent again on another link.
+    fn fail_unrepeatable(&self, cause: &FrameError) {
+        let unrepeatable = |entry: &Entry| !matches!(entry.call.ask, Ask::Read { .. });
+        self.fail_calls(unrepeatable, || lost(&self.region, cause));
+    }
+
+    /// Tells the peer that nobody waits for the streams any more.
+    fn cancel_streams(&self) {
+        let Ok((link, _)) = self.primary() else { return };
+        let calls = self.calls();
+        let is_stream = |entry: &Arc<Entry>| matches!(entry.call.ask, Ask::Stream { .. });
+        let streams: Vec<u64> =
+            calls.iter().filter(|(_, entry)| is_stream(entry)).map(|(id, _)| *id).collect();
+        drop(calls);
+        link.send(|out| {
+            streams.iter().for_each(|&request| Notification::Cancel { request }.encode(out));
+        });
+    }
+
+    /// The life of one bulk connection, again and again until the session is closed.
+    fn keep_bulk(&self, index: usize) {
+        let mut pause = BACKOFF.0;
+        loop {
+            let (generation, token) = {
+                let state = self.lock();
+                if state.closed {
+                    return;
+                }
+                (state.generation, state.token)
+            };
+            let peer = &self.region.peer;
+            let greeted = greet(peer, Role::Bulk, token, generation, None, self.options.connect_timeout);
+            match greeted {
+                Ok((greeting, _)) => {
+                    pause = BACKOFF.0;
+                    let Some(link) = self.bulk_is_ready(index, greeting.link) else { continue };
+                    self.send_waiting();
+                    let end = self.receive(&link, greeting.reader);
+                    self.bulk_is_lost(index, &link, &end);
+                }
+                Err(error) => {
+                    tracing::debug!(region = %self.region, %error, "a bulk connection failed");
+                    if self.pause(pause) {
+                        return;
+                    }
+                    pause = (pause * 2).min(BACKOFF.1);
+                }
+            }
+        }
+    }
+
+    /// Waits until the primary link of the same generation is there. None where that is over.
+    fn bulk_is_ready(&self, index: usize, link: Link) -> Option<Arc<Link>> {
+        let mut state = self.lock();
+        while !state.closed && state.generation == link.generation && state.primary.is_none() {
+            state = self.changed.wait(state).expect("no holder panics");
+        }
+        if state.closed || state.generation != link.generation {
+            return None;
+        }
+        let link = Arc::new(link);
+        state.bulk[index] = Some(link.clone());
+        Some(link)
+    }
+
+    fn bulk_is_lost(&self, index: usize, link: &Arc<Link>, cause: &FrameError) {
+        link.kill();
+        {
+            let mut state = self.lock();
+            if state.closed || state.generation != link.generation {
+                return;
+            }
+            state.bulk[index] = None;
+        }
+        tracing::warn!(region = %self.region, error = %cause, "lost a bulk connection; making it again");
+        // What was on its way on this connection is lost; only who pulls can say what that was.
+        self.cancel_streams();
+        self.fail_unrepeatable(cause);
+        self.send_waiting();
+    }
+
+    /// Waits. Answers whether the session was closed meanwhile.
+    fn pause(&self, duration: Duration) -> bool {
+        let state = self.lock();
+        let waited = self.changed.wait_timeout_while(state, duration, |state| !state.closed);
+        waited.expect("no holder panics").0.closed
+    }
+
+    /// Fails what has waited for longer than the patience.
+    fn keep_patience(&self) {
+        let tick = (self.options.patience / 8).clamp(Duration::from_millis(5), Duration::from_millis(500));
+        while !self.pause(tick) {
+            let now = Instant::now();
+            let late = |entry: &Entry| entry.call.deadline.is_some_and(|deadline| deadline < now);
+            self.fail_calls(late, || {
+                let text = format!("no answer from {} within {:?}", self.region.peer, self.options.patience);
+                Error::new(ErrorKind::Unavailable, text)
+            });
+            if let Ok((link, _)) = self.primary()
+                && let Some(round_trip) = link.connection.round_trip()
+            {
+                self.lock().round_trip = round_trip;
+            }
+        }
+    }
+
+    /// Receives on a link until it is lost, and says why.
+    fn receive(&self, link: &Link, mut reader: FrameReader) -> FrameError {
+        loop {
+            match self.receive_one(link, &mut reader) {
+                Ok(()) => {}
+                Err(error) => return error,
+            }
+        }
+    }
+
+    fn receive_one(&self, link: &Link, reader: &mut FrameReader) -> Result<(), FrameError> {
+        let (header, body) = reader.next(&link.connection)?;
+        match header.kind.class() {
+            Class::Data => {
+                let (data, payload, trailer) = DataHeader::decode(body)?;
+                self.data(header.id, &data, payload, trailer);
+            }
+            Class::Reply => {
+                let reply = Reply::decode(&header, body)?;
+                self.reply(header.id, reply);
+            }
+            Class::Notification => {
+                if let Notification::Goodbye { reason } = Notification::decode(&header, body)? {
+                    tracing::info!(region = %self.region, reason, "the server says good-bye");
+                }
+            }
+            Class::Request => {
+                let reply = match Request::decode(&header, body)? {
+                    Request::Ping(body) => Reply::Pong(body),
+                    request => Reply::Error(RemoteError {
+                        kind: RemoteErrorKind::Unsupported,
+                        retry: false,
+                        epoch: 0,
+                        text: format!("{} is not for this side", request.kind().name()),
+                    }),
+                };
+                link.send(|out| reply.encode(header.id, out));
+            }
+            Class::Invalid => {}
+        }
+        Ok(())
+    }
+
+    fn data(&self, id: u64, data: &DataHeader, payload: &[u8], trailer: Option<Trailer>) {
+        // A call that has ended may still have bytes on their way.
+        let Some(entry) = self.calls().get(&id).cloned() else { return };
+        let epoch = match &entry.call.ask {
+            Ask::Read { epoch, .. } | Ask::Stream { epoch, .. } => *epoch,
+            Ask::Control => data.epoch,
+        };
+        if let Some(Trailer::Failed(kind)) = trailer {
+            let text = format!("{} failed while it sent bytes {}", self.region.peer, data.range);
+            return self.finish(id, |call| call.fail(Error::new(ErrorKind::from_wire(kind), text)));
+        }
+        let part = match data.encoding {
+            Encoding::Raw => Part::Bytes { offset: data.range.start, bytes: payload },
+            Encoding::Zero => Part::Zero(data.range),
+        };
+        let delivered = if data.epoch == epoch {
+            entry.call.deliver(part)
+        } else {
+            let text = format!("bytes of epoch {} answer a request for epoch {epoch}", data.epoch);
+            Err(Error::new(ErrorKind::Protocol, text))
+        };
+        match delivered {
+            Ok(true) => drop(self.calls().remove(&id)),
+            Ok(false) => self.grant(id, &entry.call, payload.len() as u64),
+            Err(error) => self.finish(id, |call| call.fail(error.context(&self.region.peer))),
+        }
+    }
+
+    /// Gives a stream credit for what was placed.
+    fn grant(&self, id: u64, call: &Call, payload: u64) {
+        let Ask::Stream { flow, .. } = &call.ask else { return };
+        let round_trip = || self.primary().ok().and_then(|(link, _)| link.connection.round_trip());
+        if let Some(limit) = flow.consumed(payload, Instant::now(), round_trip)
+            && let Ok((link, _)) = self.primary()
+        {
+            link.send(|out| Notification::Credit { stream: id, limit }.encode(out));
+        }
+    }
+
+    fn reply(&self, id: u64, reply: Reply) {
+        let Some(entry) = self.calls().get(&id).cloned() else { return };
+        match reply {
+            Reply::End { sent } => {
+                if entry.call.sent_all(sent) {
+                    self.calls().remove(&id);
+                }
+            }
+            Reply::Error(error) => {
+                self.finish(id, |call| call.fail(Error::from_wire(error).context(&self.region)));
+            }
+            reply => self.finish(id, |call| call.reply(Ok(reply))),
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! Stores: where a region's bytes live. This file is the contract; each kind has a file of its own.
+//!
+//! A store is *submit and complete*: a request may be submitted from any thread, without a runtime,
+//! and its answer goes to a [`Sink`] on whichever thread has it: the caller's own where the bytes
+//! are at hand, the thread that read the socket where they come from a peer. That thread may place
+//! the bytes at once, so a page fault's answer changes hands no more often than it must.
+//!
+//! What only some stores can do is an optional capability: [`Info::capabilities`] says which, and
+//! the method's default is "no".
+
+pub mod file;
+pub mod memory;
+pub mod remote;
+pub mod wrap;
+
+mod blocking;
+mod contract;
+
+pub use blocking::Blocking;
+pub use contract::{Capabilities, Completion, Info, Lent, Part, Read, Sink, Store, Stream, StreamRequest, Urgency};
+pub use file::FileStore;
+pub use memory::MemoryStore;
+pub use remote::{RemoteOptions, RemoteStore};
+
+use std::sync::Arc;
+
+use crate::address::StoreAddress;
+use crate::error::Result;
+
+/// Opens the store at `address`: for writing too where `writable` is true.
+///
+/// # Errors
+///
+/// Whatever keeps the store from being opened; the text names the address.
+pub fn open(address: &StoreAddress, writable: bool, remote: &RemoteOptions) -> Result<Arc<dyn Store>> {
+    Ok(match address {
+        StoreAddress::Memory { size } => Arc::new(MemoryStore::new(*size)),
+        StoreAddress::File { path, size } => Arc::new(FileStore::open(path, *size, writable)?),
+        StoreAddress::Remote(region) => Arc::new(RemoteStore::connect(region, remote)?),
+    })
+}

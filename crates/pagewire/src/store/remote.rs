@@ -1,0 +1,109 @@
+//! `pw://HOST:PORT/NAME`: a region that a peer offers. The session with the peer does the work; this
+//! file says it in the words of the [`Store`] contract.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pagewire_core::chunk::ByteRange;
+use pagewire_core::wire::RegionInfo;
+use uuid::Uuid;
+
+use super::{Capabilities, Completion, Info, Read, Store, Stream, StreamRequest, Urgency};
+use crate::address::RegionAddress;
+use crate::error::{Error, ErrorKind, Result};
+use crate::peer::{Lane, Session};
+
+pub use crate::peer::SessionOptions as RemoteOptions;
+
+/// A region that a peer offers, pinned to one epoch.
+pub struct RemoteStore {
+    session: Session,
+}
+
+impl RemoteStore {
+    /// Connects to the peer and opens the region, which takes two round trips.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Unavailable`] where nobody answers, [`ErrorKind::NotFound`] where there is no
+    /// such region.
+    pub fn connect(region: &RegionAddress, options: &RemoteOptions) -> Result<Self> {
+        Ok(Self { session: Session::connect(region, options)? })
+    }
+
+    /// The shortest round trip to the peer that was seen lately.
+    pub fn round_trip(&self) -> Duration {
+        self.session.round_trip()
+    }
+}
+
+/// What is known of a region, from the words of the protocol.
+pub(crate) fn info_from_wire(info: &RegionInfo) -> Info {
+    Info {
+        id: Uuid::from_bytes(info.id),
+        epoch: info.epoch,
+        length: info.length,
+        capacity: info.capacity,
+        granularity: info.granularity,
+        writable: false,
+        capabilities: Capabilities { lend: false, stream: true, history: true },
+    }
+}
+
+impl Store for RemoteStore {
+    fn info(&self) -> Info {
+        info_from_wire(&self.session.info())
+    }
+
+    fn read(&self, read: Read) {
+        let info = self.info();
+        if let Some(error) = read.ranges.iter().find_map(|&range| info.check(range).err()) {
+            return read.sink.done(Err(error));
+        }
+        let aligned = |range: &ByteRange| {
+            range.start.is_multiple_of(4096) && (range.end.is_multiple_of(4096) || range.end == info.length)
+        };
+        let ranges: Vec<ByteRange> = read.ranges.iter().copied().filter(|range| !range.is_empty()).collect();
+        if ranges.is_empty() {
+            return read.sink.done(Ok(()));
+        }
+        let lane = match read.urgency {
+            Urgency::Demand => Lane::Primary,
+            Urgency::Background => Lane::Bulk,
+        };
+        if ranges.iter().all(aligned) {
+            return self.session.read(ranges, read.epoch, lane, read.sink);
+        }
+        let cut = cut::Cut::new(&ranges, info.length, read.sink);
+        self.session.read(cut.widened(), read.epoch, lane, Arc::new(cut));
+    }
+
+    fn flush(&self, done: Completion) {
+        // Nothing can have been written.
+        done(Ok(()));
+    }
+
+    fn stream(&self, stream: StreamRequest) -> Result<Box<dyn Stream>> {
+        if stream.ranges.len() > pagewire_core::wire::MAX_RANGES {
+            let text = format!("a stream of {} ranges", stream.ranges.len());
+            return Err(Error::new(ErrorKind::Usage, text));
+        }
+        Ok(Box::new(self.session.stream(&stream.ranges, stream.epoch, stream.sink)?))
+    }
+
+    fn refresh(&self) -> Result<Info> {
+        Ok(info_from_wire(&self.session.refresh()?))
+    }
+}
+
+impl Stream for crate::peer::StreamCall {
+    fn steer(&self, ranges: &[ByteRange]) {
+        crate::peer::StreamCall::steer(self, ranges);
+    }
+
+    fn cancel(&self) {
+        crate::peer::StreamCall::cancel(self);
+    }
+}
+
+mod cut;

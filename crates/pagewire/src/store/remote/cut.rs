@@ -1,0 +1,59 @@
+//! Reads that are not aligned: the protocol moves whole pages, so more is asked for, and what nobody
+//! wanted is cut off.
+
+use std::sync::Arc;
+
+use pagewire_core::chunk::{ByteRange, PAGE_SIZE};
+
+use crate::error::Result;
+use crate::store::{Part, Sink};
+
+/// A sink that passes on what was wanted of what comes.
+pub(super) struct Cut {
+    wanted: Vec<ByteRange>,
+    length: u64,
+    sink: Arc<dyn Sink>,
+}
+
+impl Cut {
+    pub(super) fn new(wanted: &[ByteRange], length: u64, sink: Arc<dyn Sink>) -> Self {
+        Self { wanted: wanted.to_vec(), length, sink }
+    }
+
+    /// The ranges to ask for: whole pages, each once.
+    pub(super) fn widened(&self) -> Vec<ByteRange> {
+        let mut wide: Vec<ByteRange> =
+            self.wanted.iter().map(|range| range.align_out(PAGE_SIZE).clamp_to(self.length)).collect();
+        wide.sort_by_key(|range| range.start);
+        let mut merged: Vec<ByteRange> = Vec::with_capacity(wide.len());
+        for range in wide {
+            match merged.last_mut() {
+                Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+                _ => merged.push(range),
+            }
+        }
+        merged
+    }
+}
+
+impl Sink for Cut {
+    fn part(&self, part: Part<'_>) {
+        for wanted in &self.wanted {
+            let range = wanted.intersect(part.range());
+            if range.is_empty() {
+                continue;
+            }
+            self.sink.part(match part {
+                Part::Bytes { offset, bytes } => {
+                    let from = (range.start - offset) as usize;
+                    Part::Bytes { offset: range.start, bytes: &bytes[from..from + range.len() as usize] }
+                }
+                Part::Zero(_) => Part::Zero(range),
+            });
+        }
+    }
+
+    fn done(&self, result: Result<()>) {
+        self.sink.done(result);
+    }
+}
