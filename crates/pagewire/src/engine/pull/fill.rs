@@ -11,7 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Part, Sink, Urgency};
 
 impl Inner {
-    /// Places a part of an answer. Answers how many bytes were new.
+    /// Places a part of an answer.
     pub(super) fn place(&self, part: Part<'_>) {
         if self.is_closed() {
             return;
@@ -45,8 +45,9 @@ impl Fill {
 impl Sink for Fill {
     fn part(&self, part: Part<'_>) {
         let Some(inner) = self.inner.upgrade() else { return };
-        inner.place(part);
+        // Counted first: whoever sees the bytes finds them counted.
         inner.counters.demand_bytes.fetch_add(part.range().len(), Ordering::Relaxed);
+        inner.place(part);
     }
 
     fn done(&self, result: Result<()>) {
@@ -85,8 +86,8 @@ impl Sink for BackgroundFill {
         if end > inner.geometry.length() {
             return inner.check(Err(Error::new(ErrorKind::Protocol, "bytes past the end of the region")));
         }
-        inner.place(part);
         inner.counters.background_bytes.fetch_add(part.range().len(), Ordering::Relaxed);
+        inner.place(part);
     }
 
     fn done(&self, result: Result<()>) {
