@@ -5,6 +5,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use pagewire_core::chunk::ByteRange;
+use serde::Serialize;
 use uuid::Uuid;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -74,7 +75,7 @@ fn unsupported(what: &str) -> Error {
 }
 
 /// What is known of a region at one epoch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Info {
     /// The region's identity. Another identity is another region, whatever its name.
     pub id: Uuid,
@@ -110,7 +111,7 @@ impl Info {
 }
 
 /// What only some stores can do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Capabilities {
     /// [`Store::lend`].
     pub lend: bool,

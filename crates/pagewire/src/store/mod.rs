@@ -20,7 +20,7 @@ pub use blocking::Blocking;
 pub use contract::{Capabilities, Completion, Info, Lent, Part, Read, Sink, Store, Stream, StreamRequest, Urgency};
 pub use file::FileStore;
 pub use memory::MemoryStore;
-pub use remote::{RemoteOptions, RemoteStore};
+pub use remote::{RemoteOptions, RemoteStore, describe, list};
 
 use std::sync::Arc;
 

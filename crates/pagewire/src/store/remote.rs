@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pagewire_core::chunk::ByteRange;
-use pagewire_core::wire::RegionInfo;
+use pagewire_core::wire::{ListReply, RegionInfo, Reply, Request};
 use uuid::Uuid;
 
 use super::{Capabilities, Completion, Info, Read, Store, Stream, StreamRequest, Urgency};
-use crate::address::RegionAddress;
+use crate::address::{PeerAddress, RegionAddress};
 use crate::error::{Error, ErrorKind, Result};
-use crate::peer::{Lane, Session};
+use crate::peer::{Lane, Session, ask};
 
 pub use crate::peer::SessionOptions as RemoteOptions;
 
@@ -35,6 +35,52 @@ impl RemoteStore {
     pub fn round_trip(&self) -> Duration {
         self.session.round_trip()
     }
+}
+
+/// What a peer offers, in the order of the names: each region's name and what is known of it.
+///
+/// # Errors
+///
+/// [`ErrorKind::Unavailable`] where nobody answers within `patience`.
+pub fn list(peer: &PeerAddress, patience: Duration) -> Result<Vec<(String, Info)>> {
+    let mut regions: Vec<(String, Info)> = Vec::new();
+    loop {
+        let after = regions.last().map(|(name, _)| name.clone()).unwrap_or_default();
+        let Reply::List(ListReply { regions: page, more }) = ask(peer, &Request::List { after }, patience)?
+        else {
+            return Err(unexpected(peer, "LIST"));
+        };
+        // Names come in order and after the last one, or the asking would never end.
+        let last = regions.last().map(|(name, _)| name.clone());
+        if page.iter().zip(&page[1.min(page.len())..]).any(|(one, next)| one.0 >= next.0)
+            || page.first().is_some_and(|(first, _)| last.as_ref().is_some_and(|last| first <= last))
+            || (more && page.is_empty())
+        {
+            return Err(unexpected(peer, "LIST"));
+        }
+        regions.extend(page.into_iter().map(|(name, info)| (name, info_from_wire(&info))));
+        if !more {
+            return Ok(regions);
+        }
+    }
+}
+
+/// What is known of a region of a peer, without opening it.
+///
+/// # Errors
+///
+/// [`ErrorKind::Unavailable`] where nobody answers within `patience`; [`ErrorKind::NotFound`] where
+/// there is no such region.
+pub fn describe(region: &RegionAddress, patience: Duration) -> Result<Info> {
+    let request = Request::Info { name: region.name.clone() };
+    match ask(&region.peer, &request, patience)? {
+        Reply::Info(info) => Ok(info_from_wire(&info)),
+        _ => Err(unexpected(&region.peer, "INFO")),
+    }
+}
+
+fn unexpected(peer: &PeerAddress, request: &str) -> Error {
+    Error::new(ErrorKind::Protocol, format!("{peer} does not answer {request} as it should"))
 }
 
 /// What is known of a region, from the words of the protocol.

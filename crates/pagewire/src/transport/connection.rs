@@ -55,6 +55,7 @@ impl Connection {
     /// # Errors
     ///
     /// If the process has no descriptors left.
+    #[cfg(test)]
     pub(crate) fn pair() -> Result<(Self, Self)> {
         let (one, other) =
             UnixStream::pair().map_err(|error| Error::io("cannot make a socket pair", &error))?;

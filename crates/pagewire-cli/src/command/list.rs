@@ -1,0 +1,36 @@
+//! `pagewire list ADDRESS`.
+
+use anyhow::Result;
+use pagewire::address::format_size;
+use pagewire::store::{self, Info};
+use serde::Serialize;
+
+use crate::args::List;
+use crate::output;
+
+/// What is printed as JSON.
+#[derive(Serialize)]
+struct Listing<'a> {
+    peer: String,
+    regions: Vec<Listed<'a>>,
+}
+
+#[derive(Serialize)]
+struct Listed<'a> {
+    name: &'a str,
+    #[serde(flatten)]
+    info: &'a Info,
+}
+
+pub(super) fn run(args: &List) -> Result<()> {
+    let regions = store::list(&args.peer, args.remote.options().connect_timeout)?;
+    if args.json {
+        let listed = regions.iter().map(|(name, info)| Listed { name, info }).collect();
+        return output::json(&Listing { peer: args.peer.to_string(), regions: listed });
+    }
+    let width = regions.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
+    for (name, info) in &regions {
+        output::line(format!("{name:width$}  {:>10}  epoch {}", format_size(info.length), info.epoch))?;
+    }
+    Ok(())
+}

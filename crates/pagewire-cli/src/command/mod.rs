@@ -1,0 +1,57 @@
+//! The commands, a file each.
+
+mod completions;
+mod copy;
+mod demo;
+mod info;
+mod list;
+mod serve;
+mod uffd;
+
+use anyhow::Result;
+
+use crate::args::{Args, Command};
+
+/// Does what was asked for.
+pub(crate) fn run(args: Args) -> Result<()> {
+    let quiet = args.output.quiet;
+    match args.command {
+        Command::Serve(args) => serve::run(&args),
+        Command::List(args) => list::run(&args),
+        Command::Info(args) => info::run(&args),
+        Command::Copy(args) => copy::run(&args, quiet),
+        Command::Uffd(args) => uffd::run(&args),
+        Command::Demo(args) => demo::run(&args, quiet),
+        Command::Completions(args) => completions::run(&args),
+    }
+}
+
+/// Waits for the signal that ends a server. To be made before any thread is.
+struct Termination(pagewire_sys::signals::Signals);
+
+impl Termination {
+    fn watch() -> Result<Self> {
+        use pagewire_sys::signals::{SIGINT, SIGTERM, Signals};
+        Ok(Self(Signals::block_and_watch(&[SIGINT, SIGTERM])?))
+    }
+
+    fn wait(&self) -> Result<()> {
+        let signal = self.0.wait()?;
+        tracing::info!(signal, "ending");
+        Ok(())
+    }
+}
+
+/// Does `clean_up` when the process is told to end in the middle of its work, and ends it. To be
+/// called before any thread is made.
+fn on_interrupt(clean_up: impl Fn() + Send + 'static) -> Result<()> {
+    let termination = Termination::watch()?;
+    std::thread::Builder::new().name("interrupt".into()).spawn(move || {
+        if termination.wait().is_ok() {
+            clean_up();
+            // As a shell counts a process that SIGINT has ended.
+            std::process::exit(130);
+        }
+    })?;
+    Ok(())
+}
