@@ -28,8 +28,18 @@ impl PulledMapping {
     ///
     /// As [`Mapping::anonymous`], [`Uffd::open`] and [`Uffd::register`].
     pub fn new(len: usize, wanted: Features, user_mode_only: bool) -> io::Result<Self> {
+        Self::with_flags(len, wanted, OpenFlags { nonblocking: true, user_mode_only })
+    }
+
+    /// [`PulledMapping::new`] whose userfaultfd is opened with these flags: one that blocks saves a
+    /// poll per fault, to a thread that waits for nothing else.
+    ///
+    /// # Errors
+    ///
+    /// As [`PulledMapping::new`].
+    pub fn with_flags(len: usize, wanted: Features, flags: OpenFlags) -> io::Result<Self> {
         let mapping = Mapping::anonymous(len, Protection::Read, false)?;
-        let uffd = Uffd::open(wanted, OpenFlags { nonblocking: true, user_mode_only })?;
+        let uffd = Uffd::open(wanted, flags)?;
         uffd.register(&mapping, RegisterModes { missing: true, ..RegisterModes::default() })?;
         Ok(Self { mapping, uffd, len })
     }
@@ -93,6 +103,22 @@ mod tests {
             let bytes = pulled.bytes();
             assert_eq!(bytes.len(), 3 * 4096 + 1);
             assert_eq!((bytes[2 * 4096], bytes[0], bytes[4096], bytes[3 * 4096]), (3, 1, 2, 4));
+        });
+    }
+
+    #[test]
+    fn one_that_blocks_waits_for_a_fault() {
+        let flags = OpenFlags { nonblocking: false, user_mode_only: false };
+        let pulled = PulledMapping::with_flags(4096, Features::NONE, flags).expect("userfaultfd");
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut buffer = EventBuffer::new(1);
+                let events = pulled.uffd().read_events(&mut buffer).expect("an event, waited for");
+                assert!(matches!(events, [Event::PageFault { .. }]), "{events:?}");
+                pulled.uffd().copy_all(pulled.mapping().address(), &[7; 4096], CopyMode::default()).expect("copy");
+            });
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            assert_eq!(pulled.bytes()[0], 7);
         });
     }
 

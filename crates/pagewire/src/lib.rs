@@ -12,6 +12,7 @@
 //! | [`store`] | where a region's bytes live: memory, a file, a peer |
 //! | `peer` | a session with another Pagewire process |
 //! | `transport` | byte streams between processes |
+//! | `schedule` | which of our threads go first |
 //! | [`address`], [`error`] | the words for places, and for what went wrong |
 #![forbid(unsafe_code)]
 
@@ -22,6 +23,7 @@ pub mod error;
 pub mod store;
 
 mod peer;
+mod schedule;
 mod transport;
 
 pub use error::{Error, ErrorKind, Result};

@@ -14,5 +14,5 @@ pub mod region;
 
 pub use local_copy::{LocalCopy, PlainMemory};
 pub use progress::Progress;
-pub use pull::{PullOptions, Puller};
+pub use pull::{Fault, PullOptions, Puller};
 pub use region::{Change, Pin, Region};

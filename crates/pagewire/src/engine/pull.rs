@@ -12,8 +12,8 @@ mod background;
 mod fill;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use pagewire_core::bitmap::AtomicBitSet;
@@ -55,6 +55,22 @@ impl Default for PullOptions {
     }
 }
 
+/// What becomes of a fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The bytes are there, or were asked for.
+    Handled,
+    /// The bytes are on their way already, and should be there by then.
+    Soon(Instant),
+}
+
+/// What is so near to where the background pull is, in bytes, is on its way or about to be.
+const NEAR: u64 = 4 << 20;
+
+/// How long a fault waits for what is about to come in the background before it asks for it itself.
+/// On a busy machine the thread that has the bytes may have to wait for a processor for this long.
+const SOON: Duration = Duration::from_millis(5);
+
 /// Fills a local copy with one epoch of a region. Dropping it stops the pull; the copy stays as it is.
 pub struct Puller {
     inner: Arc<Inner>,
@@ -79,6 +95,11 @@ struct Inner {
     stream: Mutex<Option<Box<dyn Stream>>>,
     counters: Counters,
     closed: AtomicBool,
+    /// Where the background thread rests, and is woken when the puller is closed.
+    resting: Mutex<()>,
+    closing: Condvar,
+    /// Where the background pull is: behind the last byte that it brought.
+    frontier: AtomicU64,
     /// Why the background pull has given up, if it has.
     given_up: Mutex<Option<Error>>,
 }
@@ -104,6 +125,9 @@ impl Puller {
             stream: Mutex::default(),
             counters: Counters::default(),
             closed: AtomicBool::new(false),
+            resting: Mutex::default(),
+            closing: Condvar::new(),
+            frontier: AtomicU64::new(u64::MAX),
             given_up: Mutex::default(),
             options,
             pin,
@@ -115,8 +139,16 @@ impl Puller {
 
     /// An application has touched the byte at `offset` and waits for it. Returns at once; whoever
     /// waits is woken when the bytes are placed, or when they cannot be had.
-    pub fn fault(&self, offset: u64) {
-        self.inner.fault(offset);
+    ///
+    /// Answers [`Fault::Soon`] where nothing was asked for, because the background pull is about to
+    /// bring the bytes: tell [`Puller::overdue`] if that takes longer than it says.
+    pub fn fault(&self, offset: u64) -> Fault {
+        self.inner.fault(offset)
+    }
+
+    /// What was to come soon has not: asks for it, unless it has come by now.
+    pub fn overdue(&self, offset: u64) {
+        self.inner.overdue(offset);
     }
 
     /// Waits until every page of `range` is there.
@@ -191,6 +223,8 @@ impl Drop for Puller {
     fn drop(&mut self) {
         self.inner.closed.store(true, Ordering::Release);
         self.inner.counters.notify();
+        drop(self.inner.resting.lock().expect("no holder panics"));
+        self.inner.closing.notify_all();
         // Out of the lock: the end of a stream is told to its sink on this thread.
         let stream = self.inner.stream.lock().expect("no holder panics").take();
         drop(stream);
@@ -206,20 +240,44 @@ impl Inner {
         self.given_up.lock().expect("no holder panics").clone()
     }
 
-    fn fault(self: &Arc<Self>, offset: u64) {
+    fn fault(self: &Arc<Self>, offset: u64) -> Fault {
         self.counters.faults.fetch_add(1, Ordering::Relaxed);
-        let Some(chunk) = self.geometry.chunk_at(offset) else { return };
-        let page = offset / PAGE_SIZE;
-        if self.pages.contains(page) {
-            // It came after the access and before the fault was read.
-            match self.local.wake(self.geometry.range_of_pages(page..page + 1)) {
-                Ok(true) => return,
-                Ok(false) => {}
-                Err(error) => return self.check(Err(error)),
-            }
+        let Some(chunk) = self.geometry.chunk_at(offset) else { return Fault::Handled };
+        if self.is_there(offset) {
+            return Fault::Handled;
+        }
+        // A program that reads along where the background pull is would ask for everything twice.
+        let frontier = self.frontier.load(Ordering::Relaxed);
+        if offset.abs_diff(frontier) < NEAR && !self.asked.contains(chunk.0) {
+            return Fault::Soon(Instant::now() + SOON);
         }
         self.demand(chunk, Urgency::Demand);
         self.read_ahead(chunk);
+        Fault::Handled
+    }
+
+    fn overdue(self: &Arc<Self>, offset: u64) {
+        if let Some(chunk) = self.geometry.chunk_at(offset)
+            && !self.is_there(offset)
+        {
+            self.demand(chunk, Urgency::Demand);
+        }
+    }
+
+    /// Whether the page has come after the access and before the fault was read. Who waits for it is
+    /// woken then.
+    fn is_there(&self, offset: u64) -> bool {
+        let page = offset / PAGE_SIZE;
+        if !self.pages.contains(page) {
+            return false;
+        }
+        match self.local.wake(self.geometry.range_of_pages(page..page + 1)) {
+            Ok(there) => there,
+            Err(error) => {
+                self.check(Err(error));
+                true
+            }
+        }
     }
 
     /// Asks for what is missing of a chunk, unless that was done.
@@ -314,6 +372,11 @@ impl Inner {
         let range = self.geometry.range_of(chunk);
         let region = self.pin.region().name();
         let news = self.failed.lock().expect("no holder panics").insert(chunk.0, error.clone()).is_none();
+        // Looked at after the chunk counts as failed: what comes later than this takes that back.
+        if self.missing(range).is_empty() {
+            self.failed.lock().expect("no holder panics").remove(&chunk.0);
+            return;
+        }
         if news {
             tracing::error!(region, %error, "bytes {range} cannot be had; whoever touches them gets an error");
         }

@@ -57,6 +57,9 @@ pub(crate) struct Call {
 struct State {
     /// How many threads are delivering a part just now.
     delivering: usize,
+    /// What a read still lacks: which bytes, not how many, so that a piece that comes twice never
+    /// stands for one that does not come.
+    missing: Vec<ByteRange>,
     /// How many bytes of ranges have been delivered.
     received: u64,
     /// How many bytes there will be in all, once that is known.
@@ -67,15 +70,20 @@ struct State {
 
 impl Call {
     pub(crate) fn new(ask: Ask, answer: Answer, deadline: Option<Instant>) -> Self {
+        let missing = match &ask {
+            Ask::Read { ranges, .. } => ranges.clone(),
+            Ask::Stream { .. } | Ask::Control => Vec::new(),
+        };
         let total = match &ask {
-            Ask::Read { ranges, .. } => Some(ranges.iter().map(|range| range.len()).sum()),
+            Ask::Read { .. } => Some(missing.iter().map(|range| range.len()).sum()),
             Ask::Stream { .. } | Ask::Control => None,
         };
-        let state = State { delivering: 0, received: 0, total, outcome: None, told: false };
+        let state = State { delivering: 0, missing, received: 0, total, outcome: None, told: false };
         Self { ask, deadline, answer, state: Mutex::new(state) }
     }
 
-    /// Delivers a part of the answer. Answers whether the call has ended with it.
+    /// Delivers a part of the answer, but for what has come before: a lost connection may still bring
+    /// bytes that were asked for again on another one. Answers whether the call has ended with it.
     ///
     /// # Errors
     ///
@@ -90,17 +98,25 @@ impl Call {
         {
             return Err(Error::new(ErrorKind::Protocol, format!("bytes {range}, which were not asked for")));
         }
-        {
+        let new = {
             let mut state = self.lock();
             if state.outcome.is_some() {
                 return Ok(false);
             }
+            let new = match &self.ask {
+                Ask::Read { .. } => take(&mut state.missing, range),
+                Ask::Stream { .. } | Ask::Control => vec![range],
+            };
+            if new.is_empty() {
+                return Ok(false);
+            }
             state.delivering += 1;
-        }
-        sink.part(part);
+            new
+        };
+        new.iter().for_each(|range| sink.part(part.cut(*range)));
         let mut state = self.lock();
         state.delivering -= 1;
-        state.received += range.len();
+        state.received += new.iter().map(|range| range.len()).sum::<u64>();
         Ok(self.settle(state))
     }
 
@@ -108,12 +124,15 @@ impl Call {
     /// has ended with it; else the rest is still on its way.
     pub(crate) fn sent_all(&self, sent: u64) -> bool {
         let mut state = self.lock();
-        match state.total {
-            Some(total) if total != sent => {
-                let text = format!("{sent} bytes answer a request for {total}");
+        if matches!(self.ask, Ask::Read { .. }) {
+            // Its bytes come before its end, on the same connection.
+            let left: u64 = state.missing.iter().map(|range| range.len()).sum();
+            if left > 0 {
+                let text = format!("an answer of {sent} bytes leaves out {left}");
                 state.outcome.get_or_insert(Err(Error::new(ErrorKind::Protocol, text)));
             }
-            _ => state.total = Some(sent),
+        } else {
+            state.total = Some(sent);
         }
         self.settle(state)
     }
@@ -147,9 +166,9 @@ impl Call {
         }
     }
 
-    /// Forgets what was received: the request is made again from the beginning.
-    pub(crate) fn restart(&self) {
-        self.lock().received = 0;
+    /// What a read has to ask for again after a lost connection.
+    pub(crate) fn missing(&self) -> Vec<ByteRange> {
+        self.lock().missing.clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -171,6 +190,27 @@ impl Call {
         }
         true
     }
+}
+
+/// Takes what `missing` has of `range` out of it.
+fn take(missing: &mut Vec<ByteRange>, range: ByteRange) -> Vec<ByteRange> {
+    let mut taken = Vec::new();
+    let mut at = 0;
+    while at < missing.len() {
+        let from = missing[at];
+        let new = from.intersect(range);
+        if new.is_empty() {
+            at += 1;
+            continue;
+        }
+        taken.push(new);
+        let rest = [ByteRange::new(from.start, new.start), ByteRange::new(new.end, from.end)];
+        let rest = rest.into_iter().filter(|range| !range.is_empty());
+        let count = rest.clone().count();
+        missing.splice(at..=at, rest);
+        at += count;
+    }
+    taken
 }
 
 #[cfg(test)]

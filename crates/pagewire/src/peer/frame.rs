@@ -1,7 +1,9 @@
 //! Frames on a connection: received into one buffer that is used again and again.
 
 use std::io;
+use std::time::Instant;
 
+use pagewire_core::wire::data::PREFIX_LEN;
 use pagewire_core::wire::{HEADER_LEN, Header, Malformed};
 
 use crate::transport::Connection;
@@ -9,6 +11,10 @@ use crate::transport::Connection;
 /// From this many missing bytes on, waiting for all of them in the kernel costs less than coming
 /// back for each piece.
 const WAIT_FOR_ALL: usize = 32 << 10;
+
+/// Payloads are to begin at a multiple of this many bytes in memory: the kernel copies from there to
+/// whole pages, and copies fastest between addresses that are aligned alike.
+const ALIGNMENT: usize = 64;
 
 /// A buffer that has grown beyond this is given back when the frame is dealt with.
 const KEEP: usize = 2 << 20;
@@ -31,13 +37,20 @@ pub(crate) struct FrameReader {
     start: usize,
     end: usize,
     eager: usize,
+    deadline: Option<Instant>,
 }
 
 impl FrameReader {
     /// A reader that asks the socket for at least `eager` bytes at a time, so that a small frame
     /// (or several) comes with one system call.
     pub(crate) fn new(eager: usize) -> Self {
-        Self { buffer: Vec::new(), start: 0, end: 0, eager }
+        Self { buffer: Vec::new(), start: 0, end: 0, eager, deadline: None }
+    }
+
+    /// From `deadline` on nothing more is received, however little at a time and however often it
+    /// comes; none is never.
+    pub(crate) fn set_deadline(&mut self, deadline: Option<Instant>) {
+        self.deadline = deadline;
     }
 
     /// The next frame: its header and its body.
@@ -63,18 +76,15 @@ impl FrameReader {
     /// Receives until `count` bytes are there.
     fn fill(&mut self, connection: &Connection, count: usize) -> io::Result<()> {
         while self.end - self.start < count {
+            if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
             let have = self.end - self.start;
             let missing = count - have;
             // Room for what is missing and a little of what follows, so that little has to be moved
             // to the front of the buffer later.
             let room = missing.max(self.eager).min(have.max(64 << 10).max(self.eager));
-            if self.start + have + room > self.buffer.len() {
-                self.buffer.copy_within(self.start..self.end, 0);
-                (self.start, self.end) = (0, have);
-                if have + room > self.buffer.len() {
-                    self.buffer.resize(have + room, 0);
-                }
-            }
+            self.make_room(have, room);
             if missing >= WAIT_FOR_ALL && missing <= self.buffer.len() - self.end {
                 connection.receive_exact(&mut self.buffer[self.end..self.end + missing])?;
                 self.end += missing;
@@ -86,6 +96,24 @@ impl FrameReader {
             }
         }
         Ok(())
+    }
+
+    /// Makes sure that `room` bytes fit behind the `have` bytes that are there, and that a data frame
+    /// which begins with these has its payload aligned.
+    fn make_room(&mut self, have: usize, room: usize) {
+        let needed = have + room + ALIGNMENT;
+        if self.buffer.len() < needed {
+            let mut larger = vec![0; needed];
+            larger[..have].copy_from_slice(&self.buffer[self.start..self.end]);
+            self.buffer = larger;
+            (self.start, self.end) = (0, have);
+        }
+        let payload = self.buffer.as_ptr().addr() + PREFIX_LEN;
+        let front = payload.next_multiple_of(ALIGNMENT) - payload;
+        if self.start != front {
+            self.buffer.copy_within(self.start..self.end, front);
+            (self.start, self.end) = (front, front + have);
+        }
     }
 }
 

@@ -18,8 +18,9 @@ use crate::transport::{Connection, lost};
 /// fetch them whole.
 const PRIMARY_EAGER: usize = 80 << 10;
 
-/// On a bulk connection a frame is long: the header is fetched with little of what follows.
-const BULK_EAGER: usize = 4 << 10;
+/// On a bulk connection a frame is long: its header is fetched with as little as possible of what
+/// follows, which has to be moved when it is the beginning of the next frame.
+const BULK_EAGER: usize = 64;
 
 /// A connection that has shaken hands.
 pub(super) struct Link {
@@ -93,6 +94,7 @@ pub(super) fn greet(
     let asked = Instant::now();
     connection.send(&[&bytes], false).map_err(io)?;
     let mut reader = FrameReader::new(if role == Role::Primary { PRIMARY_EAGER } else { BULK_EAGER });
+    reader.set_deadline(Some(asked + patience));
     let hello = match expect_reply(&mut reader, &connection, 0).map_err(failed)? {
         Reply::Hello(hello) if (OLDEST_VERSION..=VERSION).contains(&hello.version) => hello,
         Reply::Error(error) => return Err(Error::from_wire(error).context(peer)),
@@ -108,6 +110,7 @@ pub(super) fn greet(
         },
     };
     connection.set_timeouts(Some(patience), None).map_err(io)?;
+    reader.set_deadline(None);
     let link =
         Link { connection, generation, scratch: Mutex::default(), alive: AtomicBool::new(true) };
     Ok((Greeting { link, reader, hello, round_trip }, opened))
@@ -140,6 +143,7 @@ pub(crate) fn ask(peer: &PeerAddress, request: &Request, patience: Duration) -> 
     let mut bytes = Vec::new();
     request.encode(1, &mut bytes);
     connection.send(&[&bytes], false).map_err(failed)?;
+    greeting.reader.set_deadline(Some(Instant::now() + patience));
     match expect_reply(&mut greeting.reader, connection, 1) {
         Ok(Reply::Error(error)) => Err(Error::from_wire(error).context(peer)),
         Ok(reply) => Ok(reply),

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak, mpsc};
 use std::time::{Duration, Instant};
 
-use pagewire_core::chunk::ByteRange;
+use pagewire_core::chunk::{ByteRange, PAGE_SIZE};
 use pagewire_core::wire::{
     Class, DataHeader, Encoding, InstanceId, Notification, RegionInfo, RemoteError, RemoteErrorKind, Reply,
     Request, Role, SessionToken, Trailer,
@@ -313,7 +313,7 @@ impl Shared {
 
     /// Sends a read on a link of its lane, unless it is under way on one, or there is none now.
     fn send(&self, id: u64, entry: &Entry) {
-        let Ask::Read { ranges, epoch } = &entry.call.ask else { return };
+        let Ask::Read { epoch, .. } = &entry.call.ask else { return };
         let (link, handle) = {
             let mut state = self.lock();
             let link = match entry.lane {
@@ -333,9 +333,11 @@ impl Shared {
                 return;
             }
             *sent_on = Arc::downgrade(&link);
-            entry.call.restart();
         }
-        link.send(|out| Request::Read { handle, epoch: *epoch, ranges: ranges.clone() }.encode(id, out));
+        let ranges = entry.call.missing();
+        if !ranges.is_empty() {
+            link.send(|out| Request::Read { handle, epoch: *epoch, ranges }.encode(id, out));
+        }
     }
 
     /// Sends what waits for a link.
@@ -371,13 +373,19 @@ impl Shared {
         &self,
         generation: u64,
         token: SessionToken,
-        resume: Option<([u8; 16], u64)>,
+        was: Option<RegionInfo>,
     ) -> Result<(Greeting, Opened)> {
         let RegionAddress { peer, name } = &self.region;
-        let open = Some((name.as_str(), resume));
+        let open = Some((name.as_str(), was.map(|was| (was.id, was.epoch))));
         let (greeting, opened) =
             greet(peer, Role::Primary, token, generation, open, self.options.connect_timeout)?;
         match opened {
+            Some(Opened { info, .. })
+                if was.is_some_and(|was| (was.id, was.epoch, was.length) != (info.id, info.epoch, info.length)) =>
+            {
+                let text = format!("{peer} opened another region, or another epoch, than '{name}' was");
+                Err(Error::new(ErrorKind::Changed, text))
+            }
             Some(opened) => Ok((greeting, opened)),
             None => Err(Error::new(ErrorKind::Protocol, format!("{peer} does not answer OPEN"))),
         }
@@ -385,19 +393,20 @@ impl Shared {
 
     /// The life of the primary connection, again and again until the session is closed.
     fn keep_primary(&self, first: (Greeting, Opened), ready: &mpsc::SyncSender<()>) {
+        crate::schedule::demand();
         let mut next = Some(first);
         let mut pause = BACKOFF.0;
         loop {
-            let (generation, token, resume) = {
+            let (generation, token, was) = {
                 let state = self.lock();
                 if state.closed {
                     return;
                 }
-                (state.generation, state.token, (state.info.id, state.info.epoch))
+                (state.generation, state.token, state.info)
             };
             let greeted = match next.take() {
                 Some(first) => Ok(first),
-                None => self.greet_primary(generation, token, Some(resume)),
+                None => self.greet_primary(generation, token, Some(was)),
             };
             match greeted {
                 Ok((greeting, opened)) => {
@@ -492,6 +501,7 @@ impl Shared {
 
     /// The life of one bulk connection, again and again until the session is closed.
     fn keep_bulk(&self, index: usize) {
+        crate::schedule::bulk();
         let mut pause = BACKOFF.0;
         loop {
             let (generation, token) = {
@@ -635,14 +645,22 @@ impl Shared {
             Encoding::Raw => Part::Bytes { offset: data.range.start, bytes: payload },
             Encoding::Zero => Part::Zero(data.range),
         };
-        let delivered = if data.epoch == epoch {
-            entry.call.deliver(part)
-        } else {
+        let (range, is_read) = (data.range, matches!(entry.call.ask, Ask::Read { .. }));
+        let length = self.lock().info.length;
+        let is_whole = range.end.is_multiple_of(PAGE_SIZE) || range.end == length;
+        let delivered = if data.epoch != epoch {
             let text = format!("bytes of epoch {} answer a request for epoch {epoch}", data.epoch);
             Err(Error::new(ErrorKind::Protocol, text))
+        } else if range.end > length || !is_whole {
+            let text = format!("bytes {range} are not whole pages of a region of {length} bytes");
+            Err(Error::new(ErrorKind::Protocol, text))
+        } else {
+            entry.call.deliver(part)
         };
         match delivered {
             Ok(true) => drop(self.calls().remove(&id)),
+            // The last of a read that has left something out.
+            Ok(false) if data.last && is_read && entry.call.sent_all(0) => drop(self.calls().remove(&id)),
             Ok(false) => self.grant(id, &entry.call, payload.len() as u64),
             Err(error) => self.finish(id, |call| call.fail(error.context(&self.region.peer))),
         }

@@ -193,6 +193,19 @@ impl Part<'_> {
     }
 }
 
+impl<'a> Part<'a> {
+    /// What the part gives of `range`, which lies within it.
+    pub(crate) fn cut(self, range: ByteRange) -> Part<'a> {
+        match self {
+            Part::Bytes { offset, bytes } => {
+                let from = (range.start - offset) as usize;
+                Part::Bytes { offset: range.start, bytes: &bytes[from..from + range.len() as usize] }
+            }
+            Part::Zero(_) => Part::Zero(range),
+        }
+    }
+}
+
 impl fmt::Debug for Part<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = if matches!(self, Part::Zero(_)) { "Zero" } else { "Bytes" };

@@ -38,8 +38,11 @@ struct Opened {
     path: PathBuf,
     file: File,
     identity: FileIdentity,
+    id: Uuid,
     length: u64,
     writable: bool,
+    /// Whether to read never waits for a disk.
+    in_memory: bool,
 }
 
 thread_local! {
@@ -96,20 +99,22 @@ impl FileStore {
                 format!("{} has {length} bytes already, not {}", path.display(), size.unwrap_or(0)),
             ));
         }
-        let file = Arc::new(Opened { path: path.into(), file, identity, length, writable });
+        let in_memory = pagewire_sys::file::is_in_memory(file.as_fd()).unwrap_or(false);
+        let id = identify_region(&identity);
+        let file = Arc::new(Opened { path: path.into(), file, identity, id, length, writable, in_memory });
         Ok(Self { file, pool: Pool::new() })
     }
 }
 
-impl Opened {
-    /// The identity of a file without a sidecar is what it is now: whatever replaces it or is done
-    /// to it while nobody serves it makes another region of it.
-    fn id(&self) -> Uuid {
-        let FileIdentity { device, inode, birth, modified, size, .. } = self.identity;
-        let text = format!("{device} {inode} {birth:?} {modified:?} {size}");
-        Uuid::new_v5(&Uuid::NAMESPACE_OID, text.as_bytes())
-    }
+/// The identity of a file without a sidecar is what it is now: whatever replaces it or is done to it
+/// while nobody serves it makes another region of it.
+fn identify_region(identity: &FileIdentity) -> Uuid {
+    let FileIdentity { device, inode, birth, modified, size, .. } = identity;
+    let text = format!("{device} {inode} {birth:?} {modified:?} {size}");
+    Uuid::new_v5(&Uuid::NAMESPACE_OID, text.as_bytes())
+}
 
+impl Opened {
     fn io(&self, what: &str, error: &io::Error) -> Error {
         Error::io(format!("cannot {what} {}", self.path.display()), error)
     }
@@ -174,7 +179,7 @@ impl Opened {
 impl Store for FileStore {
     fn info(&self) -> Info {
         Info {
-            id: self.file.id(),
+            id: self.file.id,
             epoch: 1,
             length: self.file.length,
             capacity: self.file.length,
@@ -190,7 +195,7 @@ impl Store for FileStore {
             return read.sink.done(Err(error));
         }
         let pieces: Vec<ByteRange> = read.ranges.iter().flat_map(|range| range.split(PIECE)).collect();
-        let wait = read.urgency == Urgency::Background;
+        let wait = read.urgency == Urgency::Background || self.file.in_memory;
         match self.file.answer(&read, &pieces, wait) {
             Ok(left) if left.is_empty() => read.sink.done(Ok(())),
             Ok(left) => {
@@ -213,6 +218,10 @@ impl Store for FileStore {
 
     fn zero(&self, range: ByteRange, done: Completion) {
         done(self.info().check(range).and_then(|()| {
+            if range.is_empty() {
+                // The kernel refuses to punch a hole of no bytes.
+                return Ok(());
+            }
             let file = self.file.file.as_fd();
             match pagewire_sys::file::punch_hole(file, range.start, range.len()) {
                 Ok(()) => Ok(()),

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use pagewire_core::chunk::{ByteRange, PAGE_SIZE};
 use pagewire_core::wire::{
@@ -31,16 +32,17 @@ pub(super) fn run(shared: &Arc<Shared>, outgoing: &Arc<Outgoing>) {
     let peer = outgoing.peer();
     let mut reader = FrameReader::new(EAGER);
     let greeted = greet(shared, outgoing, &mut reader);
-    let end = match greeted {
+    let (joined, end) = match greeted {
         Ok(Some((session, role))) => {
             tracing::debug!(peer, ?role, "connected");
+            reader.set_deadline(None);
             let end = serve(shared, &session, role, outgoing, &mut reader);
-            session.leave(role, outgoing, &shared.sessions);
-            end
+            (Some((session, role)), end)
         }
-        Ok(None) => Ok(()),
-        Err(error) => Err(error),
+        Ok(None) => (None, Ok(())),
+        Err(error) => (None, Err(error)),
     };
+    // Told before the session is left, which closes the connection.
     match end {
         Ok(()) => {}
         Err(FrameError::Malformed(error)) => {
@@ -49,6 +51,9 @@ pub(super) fn run(shared: &Arc<Shared>, outgoing: &Arc<Outgoing>) {
         }
         Err(FrameError::Io(error)) if is_closed(&error) => tracing::debug!(peer, "disconnected"),
         Err(FrameError::Io(error)) => tracing::info!(peer, %error, "a connection failed"),
+    }
+    if let Some((session, role)) = joined {
+        session.leave(role, outgoing, &shared.sessions);
     }
     outgoing.close();
 }
@@ -59,6 +64,7 @@ fn greet(
     outgoing: &Arc<Outgoing>,
     reader: &mut FrameReader,
 ) -> Result<Option<(Arc<Session>, Role)>, FrameError> {
+    reader.set_deadline(Some(Instant::now() + shared.options.handshake_timeout));
     let (header, body) = reader.next(outgoing.connection())?;
     let Request::Hello(hello) = Request::decode(&header, body)? else {
         let reason = "the first frame is no HELLO".into();
@@ -90,6 +96,7 @@ fn serve(
     // A primary connection may be silent for as long as it likes; one that waits for its session's
     // primary may not.
     if role == Role::Primary {
+        crate::schedule::demand();
         connection.set_timeouts(Some(shared.options.send_timeout), None)?;
     }
     loop {

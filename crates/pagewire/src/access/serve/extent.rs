@@ -68,13 +68,14 @@ impl Holes {
 
 /// The life of the thread that sends on a bulk connection.
 pub(super) fn send_extents(streams: &Streams, outgoing: &Arc<Outgoing>) {
+    crate::schedule::bulk();
     while let Some(extent) = streams.next(|| outgoing.is_closed()) {
         match send(outgoing, &extent) {
             Ok(payload) => streams.sent(&extent, payload),
             Err(error) => {
                 let cannot_send = error.kind() == ErrorKind::Unavailable;
                 tracing::debug!(peer = outgoing.peer(), %error, "a stream ends early");
-                streams.fail(extent.stream, &error);
+                streams.fail(&extent, &error);
                 if cannot_send {
                     return outgoing.close();
                 }

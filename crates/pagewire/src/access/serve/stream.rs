@@ -31,10 +31,13 @@ struct State {
     primary: Option<Arc<Outgoing>>,
     closed: bool,
     turn: usize,
+    next_serial: u64,
 }
 
 struct Sending {
     id: u64,
+    /// Tells it from an earlier stream of the same id, whose extents may still be on their way.
+    serial: u64,
     handle: u32,
     pin: Arc<Pin>,
     holes: Arc<Holes>,
@@ -51,6 +54,7 @@ struct Sending {
 /// An extent that a connection has taken.
 pub(super) struct Extent {
     pub(super) stream: u64,
+    serial: u64,
     pub(super) pin: Arc<Pin>,
     pub(super) holes: Arc<Holes>,
     pub(super) range: ByteRange,
@@ -83,8 +87,11 @@ impl Streams {
             return Err(Error::new(ErrorKind::Protocol, format!("request {id} is under way already")));
         }
         let order = SendOrder::new(pin.info().length, ranges);
+        let serial = state.next_serial;
+        state.next_serial += 1;
         let stream = Sending {
             id,
+            serial,
             handle,
             pin,
             holes: Arc::default(),
@@ -139,15 +146,15 @@ impl Streams {
         }
     }
 
-    /// Ends a stream with an error.
-    pub(super) fn fail(&self, id: u64, error: &Error) {
+    /// Ends the stream of an extent with an error.
+    pub(super) fn fail(&self, extent: &Extent, error: &Error) {
         let (found, primary) = {
             let mut state = self.lock();
-            let at = state.streams.iter().position(|stream| stream.id == id);
+            let at = state.streams.iter().position(|stream| stream.serial == extent.serial);
             (at.map(|at| state.streams.remove(at)), state.primary.clone())
         };
         if let (Some(stream), Some(primary)) = (found, primary) {
-            primary.fail(id, error, stream.pin.region().info().epoch);
+            primary.fail(stream.id, error, stream.pin.region().info().epoch);
         }
     }
 
@@ -169,7 +176,8 @@ impl Streams {
     /// An extent was sent, with so many bytes of payload.
     pub(super) fn sent(&self, extent: &Extent, payload: u64) {
         let mut state = self.lock();
-        if let Some(stream) = state.find(extent.stream) {
+        let of_extent = |stream: &&mut Sending| stream.serial == extent.serial;
+        if let Some(stream) = state.streams.iter_mut().find(of_extent) {
             stream.under_way -= 1;
             stream.sent += extent.range.len();
             // It was counted as if all of it were payload, before that was known.
@@ -227,7 +235,7 @@ impl State {
                 stream.paid += range.len();
                 stream.under_way += 1;
                 let (pin, holes) = (stream.pin.clone(), stream.holes.clone());
-                return Some(Extent { stream: stream.id, pin, holes, range });
+                return Some(Extent { stream: stream.id, serial: stream.serial, pin, holes, range });
             }
         }
         None

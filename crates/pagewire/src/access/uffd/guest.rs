@@ -11,7 +11,7 @@ use pagewire_sys::event::{EventFd, PidFd};
 use pagewire_sys::uffd::{Event, EventBuffer};
 
 use super::handshake::Handshake;
-use super::resolver::{Resolve, Resolver};
+use super::resolver::{Resolve, Resolver, Soon};
 use crate::engine::{Progress, PullOptions, Puller, Region};
 use crate::error::{Error, ErrorKind, Result};
 use memory::{GuestMemory, Zeroed};
@@ -46,6 +46,7 @@ impl Guest {
             process,
             buffer: EventBuffer::new(EVENTS),
             waiting: VecDeque::new(),
+            soon: Soon::default(),
         };
         Ok(Self { resolver: Resolver::start("pw-uffd-fault", events)?, puller })
     }
@@ -76,6 +77,7 @@ struct Events {
     buffer: EventBuffer,
     /// Faults on memory that the guest has given up, which the kernel would not let us answer yet.
     waiting: VecDeque<u64>,
+    soon: Soon,
 }
 
 impl Resolve for Events {
@@ -114,12 +116,12 @@ impl Resolve for Events {
             match self.memory.zero_if_removed(address) {
                 Zeroed::Done => {}
                 Zeroed::Again => self.waiting.push_back(address),
-                Zeroed::NotRemoved(offset) => self.puller.fault(offset),
+                Zeroed::NotRemoved(offset) => self.soon.fault(&self.puller, offset),
                 Zeroed::Unknown => {
                     tracing::error!(address, "a VM monitor faults on memory that it has not named");
                 }
             }
         }
-        Ok(!self.waiting.is_empty())
+        Ok(self.soon.check(&self.puller) || !self.waiting.is_empty())
     }
 }

@@ -11,7 +11,7 @@ use pagewire_sys::pulled::PulledMapping;
 use pagewire_sys::uffd::{Event, EventBuffer, Features};
 
 use super::own::OwnMemory;
-use super::resolver::{Resolve, Resolver};
+use super::resolver::{Resolve, Resolver, Soon};
 use crate::address::StoreAddress;
 use crate::engine::{Progress, PullOptions, Puller, Region};
 use crate::error::{Error, ErrorKind, Result};
@@ -99,6 +99,7 @@ impl Mapping {
                 puller: puller.clone(),
                 memory: memory.clone(),
                 events: EventBuffer::new(EVENTS),
+                soon: Soon::default(),
             };
             Some(Resolver::start("pw-fault", faults)?)
         };
@@ -192,6 +193,7 @@ struct Faults {
     puller: Arc<Puller>,
     memory: Arc<OwnMemory>,
     events: EventBuffer,
+    soon: Soon,
 }
 
 impl Resolve for Faults {
@@ -209,13 +211,13 @@ impl Resolve for Faults {
             Ok(events) => {
                 for event in events {
                     if let Event::PageFault { address, .. } = event {
-                        self.puller.fault(address - base);
+                        self.soon.fault(&self.puller, address - base);
                     }
                 }
-                Ok(false)
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
-            Err(error) => Err(error),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
         }
+        Ok(self.soon.check(&self.puller))
     }
 }

@@ -4,10 +4,11 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pagewire_sys::event::{EventFd, PollItem, poll};
 
+use crate::engine::{Fault, Puller};
 use crate::error::{Error, Result};
 
 /// A thread that waits for events until it is told to stop, and then has ended when this is dropped.
@@ -40,6 +41,7 @@ impl Resolver {
         let thread = std::thread::Builder::new()
             .name(name.into())
             .spawn(move || {
+                crate::schedule::demand();
                 if let Err(error) = run(&mut work, &stopped) {
                     tracing::error!(%error, "page faults are not served any more");
                 }
@@ -84,5 +86,35 @@ fn run(work: &mut impl Resolve, stop: &EventFd) -> io::Result<()> {
             return Ok(());
         }
         soon = work.resolve()?;
+    }
+}
+
+/// Faults that wait for what the background pull is about to bring.
+#[derive(Default)]
+pub(super) struct Soon {
+    waiting: Vec<(Instant, u64)>,
+}
+
+impl Soon {
+    /// Hands a fault to the puller, and keeps it if it is to be handed in again.
+    pub(super) fn fault(&mut self, puller: &Puller, offset: u64) {
+        if let Fault::Soon(deadline) = puller.fault(offset) {
+            self.waiting.push((deadline, offset));
+        }
+    }
+
+    /// Hands in again what has waited for long enough. Answers whether anything still waits.
+    pub(super) fn check(&mut self, puller: &Puller) -> bool {
+        if self.waiting.is_empty() {
+            return false;
+        }
+        let now = Instant::now();
+        self.waiting.retain(|(deadline, offset)| {
+            if *deadline <= now {
+                puller.overdue(*offset);
+            }
+            *deadline > now
+        });
+        !self.waiting.is_empty()
     }
 }

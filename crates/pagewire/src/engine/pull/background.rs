@@ -1,5 +1,6 @@
 //! The thread that asks for what nobody waits for yet, and tries again what could not be had.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak, mpsc};
 use std::time::{Duration, Instant};
 
@@ -44,12 +45,15 @@ fn run(weak: &Weak<Inner>) {
         }
         let before = inner.pages.count();
         let round = inner.pull_round(weak);
+        let has_moved = inner.pages.count() > before;
+        if has_moved {
+            moved = Instant::now();
+        }
         match round {
             Ok(true) => {}
             Ok(false) => {
                 // Nothing to do but to heal; whoever closes the puller says so.
-                let deadline = Instant::now() + inner.options.heal_interval;
-                inner.counters.wait(Some(deadline), || inner.is_closed().then_some(()));
+                inner.rest(inner.options.heal_interval);
                 continue;
             }
             Err(error) if inner.may_pass(&error, moved) => {
@@ -57,13 +61,11 @@ fn run(weak: &Weak<Inner>) {
             }
             Err(error) => return inner.give_up(error),
         }
-        if inner.pages.count() > before {
+        if has_moved {
             pause = PAUSE.0;
-            moved = Instant::now();
             continue;
         }
-        let deadline = Instant::now() + pause;
-        inner.counters.wait(Some(deadline), || inner.is_closed().then_some(()));
+        inner.rest(pause);
         pause = (pause * 2).min(PAUSE.1);
     }
 }
@@ -76,6 +78,15 @@ impl Inner {
             // A server that has lost the region may find it again; a region that has become another
             // one never becomes this one again.
             None => !matches!(error.kind(), ErrorKind::Changed | ErrorKind::Stale | ErrorKind::Cancelled),
+        }
+    }
+
+    /// Waits, unless the puller is closed meanwhile. What arrives meanwhile does not wake this thread.
+    fn rest(&self, duration: Duration) {
+        let guard = self.resting.lock().expect("no holder panics");
+        if !self.is_closed() {
+            // Woken early or not, the caller looks what there is to do.
+            let _ = self.closing.wait_timeout(guard, duration).expect("no holder panics");
         }
     }
 
@@ -125,14 +136,26 @@ impl Inner {
         let epoch = self.pin.epoch();
         let stream = self.pin.region().stream(StreamRequest { ranges, epoch, sink: Arc::new(sink) })?;
         *self.stream.lock().expect("no holder panics") = Some(stream);
+        let turn = self.options.heal_interval.min(self.options.give_up_after.unwrap_or(Duration::MAX));
+        let mut count = self.pages.count();
+        let mut moved = Instant::now();
         loop {
             // In turns: the puller may be closed, and what could not be had is tried again.
-            let ended = receiver.recv_timeout(self.options.heal_interval);
+            let mut ended = receiver.recv_timeout(turn);
+            if self.pages.count() != count {
+                count = self.pages.count();
+                moved = Instant::now();
+            } else if matches!(ended, Err(mpsc::RecvTimeoutError::Timeout))
+                && self.options.give_up_after.is_some_and(|patience| moved.elapsed() >= patience)
+            {
+                ended = Ok(Err(Error::new(ErrorKind::Unavailable, "the stream has fallen silent")));
+            }
             let over = !matches!(ended, Err(mpsc::RecvTimeoutError::Timeout)) || self.is_closed();
             if over || Weak::strong_count(weak) == 1 {
                 // Out of the lock: the end of a stream is told to its sink on this thread.
                 let stream = self.stream.lock().expect("no holder panics").take();
                 drop(stream);
+                self.frontier.store(u64::MAX, Ordering::Relaxed);
                 return ended.unwrap_or_else(|_| Err(Error::new(ErrorKind::Cancelled, "closed")));
             }
             self.heal();

@@ -84,8 +84,10 @@ impl Sink for BackgroundFill {
         let Some(inner) = self.inner.upgrade() else { return };
         let ByteRange { end, .. } = part.range();
         if end > inner.geometry.length() {
-            return inner.check(Err(Error::new(ErrorKind::Protocol, "bytes past the end of the region")));
+            // Not for us; what is missing at the end of the answer is asked for again.
+            return tracing::warn!(region = inner.pin.region().name(), end, "bytes past the end of the region");
         }
+        inner.frontier.store(end, Ordering::Relaxed);
         inner.counters.background_bytes.fetch_add(part.range().len(), Ordering::Relaxed);
         inner.place(part);
     }

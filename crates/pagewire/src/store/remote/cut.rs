@@ -40,16 +40,9 @@ impl Sink for Cut {
     fn part(&self, part: Part<'_>) {
         for wanted in &self.wanted {
             let range = wanted.intersect(part.range());
-            if range.is_empty() {
-                continue;
+            if !range.is_empty() {
+                self.sink.part(part.cut(range));
             }
-            self.sink.part(match part {
-                Part::Bytes { offset, bytes } => {
-                    let from = (range.start - offset) as usize;
-                    Part::Bytes { offset: range.start, bytes: &bytes[from..from + range.len() as usize] }
-                }
-                Part::Zero(_) => Part::Zero(range),
-            });
         }
     }
 

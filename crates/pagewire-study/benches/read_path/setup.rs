@@ -1,0 +1,94 @@
+//! The region file, the machine, and what mappings are opened with.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use pagewire::access::uffd::{MapOptions, Mapping};
+use pagewire::engine::PullOptions;
+use pagewire::{ChunkSize, PullOrder};
+use pagewire_study::scatter::split_mix;
+
+use crate::Failure;
+use crate::options::Options;
+
+/// For threads to come to rest before what is measured.
+pub(crate) const SETTLE: Duration = Duration::from_millis(50);
+
+/// What every measurement needs.
+pub(crate) struct Setup {
+    pub(crate) options: Options,
+    file: File,
+    path: PathBuf,
+}
+
+impl Setup {
+    /// Makes the region: random bytes in memory. The file has no name, so it goes with the last
+    /// process that has it open.
+    pub(crate) fn new(options: &Options) -> Result<Self, Failure> {
+        let mut file = tempfile::tempfile_in("/dev/shm")?;
+        let mut state = 1;
+        let mut piece = vec![0; 1 << 20];
+        let mut left = options.size;
+        while left > 0 {
+            for word in piece.chunks_exact_mut(8) {
+                word.copy_from_slice(&split_mix(&mut state).to_ne_bytes());
+            }
+            let count = left.min(piece.len() as u64);
+            file.write_all(&piece[..count as usize])?;
+            left -= count;
+        }
+        let path = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()));
+        Ok(Self { options: options.clone(), file, path })
+    }
+
+    /// Where the region file can be opened, by child processes, too.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn size(&self) -> u64 {
+        self.options.size
+    }
+
+    /// Whether one of the rows of these names is to be measured.
+    pub(crate) fn wants(&self, names: &[&str]) -> bool {
+        names.iter().any(|name| self.options.wants(name))
+    }
+
+    /// Fails where a byte of the mapping is not the file's.
+    pub(crate) fn check(&self, mapping: &Mapping) -> Result<(), Failure> {
+        let mut piece = vec![0; 1 << 20];
+        for (index, bytes) in mapping.chunks(piece.len()).enumerate() {
+            let piece = &mut piece[..bytes.len()];
+            self.file.read_exact_at(piece, (index << 20) as u64)?;
+            if piece != bytes {
+                return Err(format!("WRONG BYTES in the MiB number {index}").into());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How a mapping is opened.
+pub(crate) fn map_options(order: PullOrder, chunk: u64) -> Result<MapOptions, Failure> {
+    let pull = PullOptions { order, chunk: ChunkSize::new(chunk)?, ..PullOptions::default() };
+    Ok(MapOptions { pull, ..MapOptions::default() })
+}
+
+/// This machine, in a line.
+pub(crate) fn machine() -> String {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let kernel = read("/proc/sys/kernel/osrelease");
+    let (cpu, memory) = (read("/proc/cpuinfo"), read("/proc/meminfo"));
+    let field = |text: &str, name: &str| {
+        let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_default();
+        line.split_once(':').map_or_else(|| "unknown".into(), |(_, value)| value.trim().to_owned())
+    };
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let (model, total) = (field(&cpu, "model name"), field(&memory, "MemTotal"));
+    format!("{cores} cores, {model}, memory {total}, Linux {}", kernel.trim())
+}

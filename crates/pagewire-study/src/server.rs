@@ -1,0 +1,95 @@
+//! A Pagewire server in a process of its own, as a user would have one.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use pagewire::access::serve::{Server, ServerOptions};
+use pagewire::address::{PeerAddress, StoreAddress};
+use pagewire::engine::Region;
+use pagewire::store::FileStore;
+use pagewire_sys::net::NetNamespace;
+
+use crate::child::{self, Child};
+use crate::usage::Memory;
+
+/// The hidden argument.
+const ROLE: &str = "--pagewire-study-server";
+
+/// The region's name.
+const REGION: &str = "region";
+
+/// Becomes the server if this process was started by [`ServerProcess::start`]; else returns. A program
+/// that uses it begins its `main` with this.
+pub fn serve_if_asked() {
+    if let Some(arguments) = child::arguments_of(ROLE) {
+        child::run(|| match arguments.as_slice() {
+            [file, address] => serve(Path::new(file), &address.to_string_lossy()),
+            _ => Err(io::ErrorKind::InvalidInput.into()),
+        });
+    }
+}
+
+fn serve(file: &Path, address: &str) -> io::Result<()> {
+    let address: PeerAddress = address.parse().map_err(io::Error::other)?;
+    let store = FileStore::open(file, None, false).map_err(io::Error::other)?;
+    let region = Region::new(REGION, std::sync::Arc::new(store)).map_err(io::Error::other)?;
+    let server = Server::new([region], ServerOptions::default()).map_err(io::Error::other)?;
+    let bound = server.listen(&address).map_err(io::Error::other)?;
+    child::listening(format!("{bound}/{REGION}"))
+}
+
+/// A server process of one file, which is ended when this is dropped.
+pub struct ServerProcess {
+    child: Child,
+}
+
+impl ServerProcess {
+    /// Starts a server of `file` that listens on TCP at `host`, any free port, inside `namespace` if
+    /// there is one.
+    ///
+    /// # Errors
+    ///
+    /// Where the process cannot be started, or the file cannot be served.
+    pub fn start(
+        file: &Path,
+        host: std::net::Ipv4Addr,
+        namespace: Option<&NetNamespace>,
+    ) -> io::Result<Self> {
+        let (file, address) = (PathBuf::from(file), format!("pw://{host}:0"));
+        let child = Child::start(ROLE, &[file.as_os_str(), address.as_ref()], namespace)?;
+        Ok(Self { child })
+    }
+
+    /// Where the region is.
+    ///
+    /// # Errors
+    ///
+    /// Where the process said something else.
+    pub fn region(&self) -> io::Result<StoreAddress> {
+        self.child.address().parse().map_err(io::Error::other)
+    }
+
+    /// The number of the process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Processor time that the process has used since it started.
+    ///
+    /// # Errors
+    ///
+    /// Where it has ended.
+    pub fn cpu(&mut self) -> io::Result<Duration> {
+        self.child.cpu()
+    }
+
+    /// The memory of the process.
+    ///
+    /// # Errors
+    ///
+    /// Where it has ended.
+    pub fn memory(&self) -> io::Result<Memory> {
+        Memory::of(self.child.id())
+    }
+}

@@ -1,0 +1,114 @@
+//! A link does what it was asked to do, and leaves nothing behind.
+
+use std::os::fd::AsFd;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use pagewire_study::link::{DEVICE, Link, LinkOptions, Loss};
+use pagewire_sys::net::enter_namespace;
+
+/// Links take turns: what one measures, another would disturb, and the last test counts descriptors
+/// of the whole process. None where the environment says to go without.
+fn turn() -> Option<MutexGuard<'static, ()>> {
+    static TURN: Mutex<()> = Mutex::new(());
+    let list = std::env::var("PAGEWIRE_TEST_SKIP").unwrap_or_default();
+    if list.split(',').any(|name| name.trim() == "netns") {
+        eprintln!("SKIPPED: PAGEWIRE_TEST_SKIP names netns");
+        return None;
+    }
+    Some(TURN.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+fn near(what: f64, expected: f64) -> bool {
+    (what - expected).abs() <= 0.2 * expected
+}
+
+/// A thread gives itself its name, and is listed for a moment after it was joined.
+fn eventually(mut check: impl FnMut() -> bool) -> bool {
+    let start = Instant::now();
+    while !check() {
+        if start.elapsed() > Duration::from_secs(5) {
+            return false;
+        }
+        std::thread::yield_now();
+    }
+    true
+}
+
+#[test]
+fn the_round_trip_is_the_one_asked_for() {
+    let Some(_turn) = turn() else { return };
+    let link = Link::new(LinkOptions::new(Duration::from_millis(10))).unwrap();
+    let measured = link.verify().unwrap();
+    assert!(near(measured.round_trip.as_secs_f64(), 0.010), "{measured:?}");
+    let (there, back) = (link.a_to_b(), link.b_to_a());
+    assert!(there.bytes > 10 * back.bytes && back.bytes > 0, "{link:?}");
+    assert!(there.bytes > 9000 * there.segments, "segments travel whole: {there:?}");
+    assert_eq!((there.dropped, back.dropped), (0, 0), "{link:?}");
+}
+
+#[test]
+fn the_rate_is_the_one_asked_for_and_a_short_queue_overflows() {
+    let Some(_turn) = turn() else { return };
+    let options = LinkOptions {
+        rate: Some(400_000_000),
+        queue: Some(512 << 10),
+        ..LinkOptions::new(Duration::from_millis(4))
+    };
+    let link = Link::new(options).unwrap();
+    let measured = link.verify().unwrap();
+    assert!(near(measured.rate as f64, 400e6), "{measured:?}");
+    assert!(near(measured.round_trip.as_secs_f64(), 0.004), "{measured:?}");
+    assert!(link.a_to_b().dropped > 0, "eight connections overflow such a queue: {link:?}");
+}
+
+#[test]
+fn what_is_lost_is_sent_again() {
+    let Some(_turn) = turn() else { return };
+    let loss = Some(Loss { per_mille: 20, seed: 1 });
+    let link = Link::new(LinkOptions { loss, ..LinkOptions::new(Duration::from_millis(1)) }).unwrap();
+    link.transfer(16 << 20, 4).unwrap();
+    assert!(link.a_to_b().dropped > 0, "{link:?}");
+    assert!(link.a_to_b().bytes > 16 << 20, "{link:?}");
+}
+
+#[test]
+fn nothing_remains() {
+    let Some(_turn) = turn() else { return };
+    let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let threads = || {
+        let names = std::fs::read_dir("/proc/self/task").unwrap();
+        let names = names.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
+        names.filter(|name| name.starts_with("link-ab") || name.starts_with("link-ba")).count()
+    };
+    let before = descriptors();
+    let link = Link::new(LinkOptions::new(Duration::from_secs(5))).unwrap();
+    let namespace = link.b().as_fd().try_clone_to_owned().unwrap();
+    let devices = || {
+        std::thread::scope(|scope| {
+            let inside = || {
+                enter_namespace(namespace.as_fd()).unwrap();
+                std::fs::read_to_string("/proc/thread-self/net/dev").unwrap()
+            };
+            scope.spawn(inside).join().unwrap()
+        })
+    };
+    assert!(eventually(|| threads() == 4), "{} threads", threads());
+    assert!(devices().contains(DEVICE));
+    // Something is on its way for seconds.
+    link.a()
+        .run(|| std::net::UdpSocket::bind("0.0.0.0:0")?.send_to(&[1; 100], "10.77.0.2:9"))
+        .unwrap()
+        .unwrap();
+    let start = Instant::now();
+    drop(link);
+    assert!(
+        start.elapsed() < Duration::from_secs(1),
+        "{:?}: what is on its way is not waited for",
+        start.elapsed()
+    );
+    assert!(eventually(|| threads() == 0), "{} threads remain", threads());
+    assert!(!devices().contains(DEVICE), "a namespace that somebody holds has no device left");
+    drop(namespace);
+    assert_eq!(descriptors(), before);
+}

@@ -1,0 +1,152 @@
+//! This program, started again to play a part in a process of its own. The parent starts the one
+//! test [`play`] with [`ROLE`] set; without it that test checks that there is nothing to play.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::time::Instant;
+
+use pagewire::engine::Region;
+use pagewire::store::FileStore;
+use pagewire::{ByteRange, PullOrder};
+
+use super::{HANG, Held, map, patient_for, serve};
+
+const ROLE: &str = "PAGEWIRE_TEST_ROLE";
+
+/// Serves `file` at `listen`; no byte from `border` on.
+pub(crate) const SERVE: &str = "serve";
+
+/// Maps the region at `peer`, touches its first byte, says so, waits for a line, and touches the
+/// byte at `touch`.
+pub(crate) const TOUCH: &str = "touch";
+
+/// A process of this program.
+pub(crate) struct Actor {
+    child: Child,
+    lines: Receiver<String>,
+    errors: Option<std::thread::JoinHandle<String>>,
+    stdin: ChildStdin,
+}
+
+impl Actor {
+    /// Starts one that plays `role`, with these settings.
+    pub(crate) fn start(role: &str, settings: &[(&str, String)]) -> Self {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "support::role::play", "--nocapture"]).env(ROLE, role);
+        for (name, value) in settings {
+            command.env(setting_name(name), value);
+        }
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let (sender, lines) = sync_channel(100);
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        std::thread::spawn(move || {
+            for line in stdout.lines().map_while(Result::ok) {
+                // The parent has heard what it needed.
+                let _ = sender.try_send(line);
+            }
+        });
+        let mut stderr = child.stderr.take().unwrap();
+        let errors = Some(std::thread::spawn(move || {
+            let mut text = Vec::new();
+            // What there is up to a failure is what there is.
+            let _ = stderr.read_to_end(&mut text);
+            String::from_utf8_lossy(&text).into_owned()
+        }));
+        let stdin = child.stdin.take().unwrap();
+        Self { child, lines, errors, stdin }
+    }
+
+    /// What follows `key` in the first line that has it.
+    pub(crate) fn wait_for(&self, key: &str) -> String {
+        let deadline = Instant::now() + HANG;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let line = self.lines.recv_timeout(left).unwrap_or_else(|_| panic!("the process never said '{key}'"));
+            if let Some((_, rest)) = line.split_once(key) {
+                return rest.trim().to_owned();
+            }
+        }
+    }
+
+    pub(crate) fn say(&mut self) {
+        self.stdin.write_all(b"go\n").unwrap();
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// SIGKILL, and its end.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    fn log(&mut self) -> String {
+        self.errors.take().unwrap().join().unwrap()
+    }
+
+    /// Waits for its end. Answers how it ended, and what it had written to standard error.
+    pub(crate) fn end(mut self) -> (ExitStatus, String) {
+        let deadline = Instant::now() + HANG;
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            if Instant::now() > deadline {
+                self.kill();
+                panic!("the process hangs; it said: {}", self.log());
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        };
+        (status, self.log())
+    }
+}
+
+impl Drop for Actor {
+    fn drop(&mut self) {
+        // It has ended already, or is not needed any more.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn setting_name(name: &str) -> String {
+    format!("PAGEWIRE_TEST_{}", name.to_uppercase())
+}
+
+fn setting(name: &str) -> String {
+    std::env::var(setting_name(name)).unwrap()
+}
+
+#[test]
+fn play() {
+    match std::env::var(ROLE).as_deref() {
+        Ok(SERVE) => play_server(),
+        Ok(TOUCH) => play_application(),
+        other => assert!(other.is_err(), "there is no such part"),
+    }
+}
+
+fn play_server() {
+    let store = Arc::new(FileStore::open(setting("file").as_ref(), None, false).unwrap());
+    let (held, _hold) = Held::new(store, setting("border").parse().unwrap());
+    let region = Region::new("file", held).unwrap();
+    let (_server, address) = serve([region], &setting("listen").parse().unwrap());
+    println!("\nlistening {address}");
+    // Until it is killed, or its parent has gone.
+    std::io::stdin().read_line(&mut String::new()).unwrap();
+}
+
+fn play_application() {
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).init();
+    let touch: usize = setting("touch").parse().unwrap();
+    let mapping = map(&setting("peer").parse().unwrap(), "file", PullOrder::None, &patient_for(300)).unwrap();
+    mapping.prefault(ByteRange::new(0, 1)).unwrap();
+    println!("\nready {}", mapping[0]);
+    std::io::stdin().read_line(&mut String::new()).unwrap();
+    println!("\ntouched {}", mapping[touch]);
+}
