@@ -207,9 +207,8 @@ impl Remote {
 }
 
 fn parse_offer(text: &str) -> Result<(String, StoreAddress), String> {
-    let (name, store) = text
-        .split_once('=')
-        .ok_or_else(|| format!("write NAME=STORE, for instance db=file:{text}"))?;
+    let (name, store) =
+        text.split_once('=').ok_or_else(|| format!("write NAME=STORE, for instance db=file:{text}"))?;
     pagewire::address::check_name(name).map_err(|error| error.to_string())?;
     Ok((name.to_owned(), store.parse().map_err(|error: pagewire::Error| error.to_string())?))
 }

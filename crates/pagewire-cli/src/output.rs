@@ -34,7 +34,8 @@ pub(crate) fn failed(error: &anyhow::Error) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let mut text = format!("{error:#}");
-    let kind = error.chain().find_map(|cause| cause.downcast_ref::<pagewire::Error>()).map(pagewire::Error::kind);
+    let kind =
+        error.chain().find_map(|cause| cause.downcast_ref::<pagewire::Error>()).map(pagewire::Error::kind);
     if let Some(hint) = kind.and_then(hint) {
         text.push_str(hint);
     }

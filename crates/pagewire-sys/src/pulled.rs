@@ -89,13 +89,17 @@ mod tests {
                 let mut buffer = EventBuffer::new(8);
                 let mut placed = 0;
                 while placed < 4 {
-                    let mut items = [crate::event::PollItem::readable(std::os::fd::AsFd::as_fd(pulled.uffd()))];
+                    let mut items =
+                        [crate::event::PollItem::readable(std::os::fd::AsFd::as_fd(pulled.uffd()))];
                     crate::event::poll(&mut items, None).expect("poll");
                     for event in pulled.uffd().read_events(&mut buffer).expect("events") {
                         let Event::PageFault { address, .. } = event else { panic!("{event:?}") };
                         let page = *address as usize & !4095;
                         let number = (page - pulled.mapping().address()) / 4096;
-                        pulled.uffd().copy_all(page, &[number as u8 + 1; 4096], CopyMode::default()).expect("copy");
+                        pulled
+                            .uffd()
+                            .copy_all(page, &[number as u8 + 1; 4096], CopyMode::default())
+                            .expect("copy");
                         placed += 1;
                     }
                 }
@@ -115,7 +119,10 @@ mod tests {
                 let mut buffer = EventBuffer::new(1);
                 let events = pulled.uffd().read_events(&mut buffer).expect("an event, waited for");
                 assert!(matches!(events, [Event::PageFault { .. }]), "{events:?}");
-                pulled.uffd().copy_all(pulled.mapping().address(), &[7; 4096], CopyMode::default()).expect("copy");
+                pulled
+                    .uffd()
+                    .copy_all(pulled.mapping().address(), &[7; 4096], CopyMode::default())
+                    .expect("copy");
             });
             std::thread::sleep(std::time::Duration::from_millis(20));
             assert_eq!(pulled.bytes()[0], 7);

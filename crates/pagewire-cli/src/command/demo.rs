@@ -76,7 +76,11 @@ struct Query {
 pub(super) fn run(args: &Demo, quiet: bool) -> Result<()> {
     let _clean_up = CleanUp;
     super::on_interrupt(|| drop(CleanUp))?;
-    let say = |text: String| if !quiet && !args.json { eprintln!("{text}") };
+    let say = |text: String| {
+        if !quiet && !args.json {
+            eprintln!("{text}")
+        }
+    };
     let path = match &args.file {
         Some(file) => file.clone(),
         None => {

@@ -38,6 +38,9 @@ pub(super) fn run(args: &Info) -> Result<()> {
     output::line(format!("capacity     {} ({} bytes)", format_size(info.capacity), info.capacity))?;
     output::line(format!("granularity  {}", format_size(u64::from(info.granularity))))?;
     output::line(format!("access       {}", if info.writable { "read and write" } else { "read" }))?;
-    output::line(format!("can          {}", if abilities.is_empty() { "read".into() } else { abilities.join(", ") }))?;
+    output::line(format!(
+        "can          {}",
+        if abilities.is_empty() { "read".into() } else { abilities.join(", ") }
+    ))?;
     Ok(())
 }

@@ -42,7 +42,7 @@ pub(super) fn ask(bytes: &[u8]) -> Result<Option<Query>> {
         |row| row.get(0),
     )?;
     let sql = if ours == 2 {
-        "SELECT count(*) || ' readings, ' || round(avg(celsius), 2) || ' °C' FROM reading WHERE sensor = 'sensor-42'"
+        "SELECT count(*) || ' readings, ' || coalesce(round(avg(celsius), 2) || ' °C', 'no mean') FROM reading WHERE sensor = 'sensor-42'"
     } else {
         "SELECT count(*) || ' tables and indexes' FROM sqlite_schema"
     };

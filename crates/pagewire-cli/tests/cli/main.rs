@@ -1,0 +1,5 @@
+//! The real binary, driven as its users drive it.
+
+mod commands;
+mod driving;
+mod guests;
