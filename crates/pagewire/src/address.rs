@@ -158,7 +158,10 @@ impl FromStr for RegionAddress {
     fn from_str(text: &str) -> Result<Self> {
         let (peer, name) = parse_peer(text)?;
         let name = name.filter(|name| !name.is_empty()).ok_or_else(|| {
-            usage(format!("'{text}' names no region: write {}/NAME (`pagewire list` tells the names)", text.trim_end_matches('/')))
+            usage(format!(
+                "'{text}' names no region: write {}/NAME (`pagewire list` tells the names)",
+                text.trim_end_matches('/')
+            ))
         })?;
         check_name(&name)?;
         Ok(Self { peer, name })
@@ -334,7 +337,9 @@ mod tests {
 
     #[test]
     fn sizes_read_as_people_write_them() {
-        for (text, bytes) in [("0", 0), ("7B", 7), ("1K", 1024), ("3 MiB", 3 << 20), ("2G", 2 << 30), ("1TiB", 1 << 40)] {
+        for (text, bytes) in
+            [("0", 0), ("7B", 7), ("1K", 1024), ("3 MiB", 3 << 20), ("2G", 2 << 30), ("1TiB", 1 << 40)]
+        {
             assert_eq!(parse_size(text).unwrap(), bytes);
         }
         assert_eq!(format_size(1536), "1.5 KiB");

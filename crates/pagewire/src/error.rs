@@ -118,7 +118,9 @@ impl Error {
         let kind = match cause.kind() {
             io::ErrorKind::NotFound => ErrorKind::NotFound,
             io::ErrorKind::PermissionDenied => ErrorKind::Denied,
-            io::ErrorKind::WouldBlock | io::ErrorKind::AddrInUse | io::ErrorKind::ResourceBusy => ErrorKind::Busy,
+            io::ErrorKind::WouldBlock | io::ErrorKind::AddrInUse | io::ErrorKind::ResourceBusy => {
+                ErrorKind::Busy
+            }
             io::ErrorKind::ConnectionRefused
             | io::ErrorKind::ConnectionReset
             | io::ErrorKind::ConnectionAborted

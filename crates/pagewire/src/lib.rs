@@ -12,6 +12,7 @@
 //! | [`store`] | where a region's bytes live: memory, a file, a peer |
 //! | `peer` | a session with another Pagewire process |
 //! | `transport` | byte streams between processes |
+//! | `sink` | where the answer to a read goes |
 //! | `schedule` | which of our threads go first |
 //! | [`address`], [`error`] | the words for places, and for what went wrong |
 #![forbid(unsafe_code)]
@@ -24,6 +25,7 @@ pub mod store;
 
 mod peer;
 mod schedule;
+mod sink;
 mod transport;
 
 pub use error::{Error, ErrorKind, Result};

@@ -50,7 +50,9 @@ impl SendOrder {
                 continue;
             };
             let start = self.geometry.range_of_pages(first..first + 1).start;
-            let border = self.geometry.pages_touching(ByteRange::new(start, round_up(start + 1, longest)).clamp_to(self.geometry.length()));
+            let border = self.geometry.pages_touching(
+                ByteRange::new(start, round_up(start + 1, longest)).clamp_to(self.geometry.length()),
+            );
             let most = pages.end.min(border.end) - first;
             let run = self.remaining.take_run(first, most)?;
             let range = self.geometry.range_of_pages(run);

@@ -102,7 +102,8 @@ impl<'a> Fields<'a> {
 
     pub(super) fn range(&mut self) -> Result<ByteRange, Malformed> {
         let (start, length) = (self.u64()?, self.u64()?);
-        ByteRange::checked(start, length).ok_or_else(|| self.bad("a range passes the end of the address space"))
+        ByteRange::checked(start, length)
+            .ok_or_else(|| self.bad("a range passes the end of the address space"))
     }
 
     pub(super) fn ranges(&mut self) -> Result<Vec<ByteRange>, Malformed> {

@@ -109,8 +109,7 @@ impl DataHeader {
         }
         let range = ByteRange::checked(start, u64::from(span))
             .ok_or_else(|| fields.bad("a range passes the end of the address space"))?;
-        let data =
-            Self { range, epoch, encoding, last: flags & LAST != 0, trailer: flags & TRAILER != 0 };
+        let data = Self { range, epoch, encoding, last: flags & LAST != 0, trailer: flags & TRAILER != 0 };
         if body.len() != data.body_len() as usize {
             return Err(fields.bad(format!("{} bytes of body for a range of {span}", body.len())));
         }

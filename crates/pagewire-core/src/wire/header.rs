@@ -177,7 +177,10 @@ impl Header {
         }
         if length > kind.longest_body() {
             let longest = kind.longest_body();
-            return Err(Malformed::new(kind.name(), format!("a body of {length} bytes, where {longest} are allowed")));
+            return Err(Malformed::new(
+                kind.name(),
+                format!("a body of {length} bytes, where {longest} are allowed"),
+            ));
         }
         Ok(Self { length, kind, id: u64::from_le_bytes(id) })
     }

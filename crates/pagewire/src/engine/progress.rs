@@ -88,7 +88,11 @@ impl Counters {
     }
 
     /// Waits until `ready` answers something, or until `deadline`.
-    pub(super) fn wait<T>(&self, deadline: Option<Instant>, mut ready: impl FnMut() -> Option<T>) -> Option<T> {
+    pub(super) fn wait<T>(
+        &self,
+        deadline: Option<Instant>,
+        mut ready: impl FnMut() -> Option<T>,
+    ) -> Option<T> {
         self.waiters.fetch_add(1, Ordering::SeqCst);
         std::sync::atomic::fence(Ordering::SeqCst);
         let mut guard = self.lock.lock().expect("no holder panics");

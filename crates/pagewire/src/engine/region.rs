@@ -56,8 +56,7 @@ impl Region {
     pub fn with_images(name: &str, store: Arc<dyn Store>, images: u64) -> Result<Arc<Self>> {
         check_name(name)?;
         let info = store.info();
-        let history =
-            (info.writable && !info.capabilities.history).then(|| History::new(info.epoch, images));
+        let history = (info.writable && !info.capabilities.history).then(|| History::new(info.epoch, images));
         Ok(Arc::new(Self { name: name.into(), store, history }))
     }
 
@@ -161,7 +160,10 @@ impl Region {
     pub fn commit(&self, changes: &[Change<'_>]) -> Result<u64> {
         let info = self.info();
         for change in changes {
-            info.check(ByteRange::new(change.offset, change.offset.saturating_add(change.bytes.len() as u64)))?;
+            info.check(ByteRange::new(
+                change.offset,
+                change.offset.saturating_add(change.bytes.len() as u64),
+            ))?;
         }
         match &self.history {
             Some(history) => history.commit(&*self.store, changes),

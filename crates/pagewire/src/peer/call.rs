@@ -12,7 +12,7 @@ use pagewire_core::wire::Reply;
 
 use super::flow::Flow;
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::{Part, Sink};
+use crate::sink::{Part, Sink};
 
 /// What a call asks for, as far as it has to be asked again after a lost connection.
 pub(crate) enum Ask {

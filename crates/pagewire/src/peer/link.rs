@@ -111,8 +111,7 @@ pub(super) fn greet(
     };
     connection.set_timeouts(Some(patience), None).map_err(io)?;
     reader.set_deadline(None);
-    let link =
-        Link { connection, generation, scratch: Mutex::default(), alive: AtomicBool::new(true) };
+    let link = Link { connection, generation, scratch: Mutex::default(), alive: AtomicBool::new(true) };
     Ok((Greeting { link, reader, hello, round_trip }, opened))
 }
 

@@ -17,8 +17,8 @@ mod link;
 mod session;
 
 pub(crate) use link::ask;
-pub(crate) use session::{Lane, Session, StreamCall};
 pub use session::SessionOptions;
+pub(crate) use session::{Lane, Session, StreamCall};
 
 /// What this library calls itself in a handshake.
 pub(crate) const AGENT: &str = concat!("pagewire/", env!("CARGO_PKG_VERSION"));

@@ -24,7 +24,7 @@ use super::frame::{FrameError, FrameReader};
 use super::link::{Greeting, Link, Opened, greet};
 use crate::address::RegionAddress;
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::{Part, Sink};
+use crate::sink::{Part, Sink};
 use crate::transport::lost;
 
 /// The shortest and the longest pause before a lost connection is made again.
@@ -381,7 +381,9 @@ impl Shared {
             greet(peer, Role::Primary, token, generation, open, self.options.connect_timeout)?;
         match opened {
             Some(Opened { info, .. })
-                if was.is_some_and(|was| (was.id, was.epoch, was.length) != (info.id, info.epoch, info.length)) =>
+                if was.is_some_and(|was| {
+                    (was.id, was.epoch, was.length) != (info.id, info.epoch, info.length)
+                }) =>
             {
                 let text = format!("{peer} opened another region, or another epoch, than '{name}' was");
                 Err(Error::new(ErrorKind::Changed, text))
@@ -411,7 +413,12 @@ impl Shared {
             match greeted {
                 Ok((greeting, opened)) => {
                     pause = BACKOFF.0;
-                    let Some(link) = self.primary_is_ready(&greeting.hello.instance, &opened, greeting.link, greeting.round_trip) else {
+                    let Some(link) = self.primary_is_ready(
+                        &greeting.hello.instance,
+                        &opened,
+                        greeting.link,
+                        greeting.round_trip,
+                    ) else {
                         return;
                     };
                     // Only the first time somebody waits for it.
@@ -486,14 +493,15 @@ impl Shared {
         self.fail_calls(unrepeatable, || lost(&self.region, cause));
     }
 
-    /// Tells the peer that nobody waits for the streams any more.
-    fn cancel_streams(&self) {
-        let Ok((link, _)) = self.primary() else { return };
-        let calls = self.calls();
+    /// The streams under way.
+    fn streams(&self) -> Vec<u64> {
         let is_stream = |entry: &Arc<Entry>| matches!(entry.call.ask, Ask::Stream { .. });
-        let streams: Vec<u64> =
-            calls.iter().filter(|(_, entry)| is_stream(entry)).map(|(id, _)| *id).collect();
-        drop(calls);
+        self.calls().iter().filter(|(_, entry)| is_stream(entry)).map(|(id, _)| *id).collect()
+    }
+
+    /// Tells the peer that nobody waits for these streams any more.
+    fn cancel(&self, streams: &[u64]) {
+        let Ok((link, _)) = self.primary() else { return };
         link.send(|out| {
             streams.iter().for_each(|&request| Notification::Cancel { request }.encode(out));
         });
@@ -557,8 +565,10 @@ impl Shared {
         }
         tracing::warn!(region = %self.region, error = %cause, "lost a bulk connection; making it again");
         // What was on its way on this connection is lost; only who pulls can say what that was.
-        self.cancel_streams();
+        // They have failed here before the peer answers that they were cancelled.
+        let streams = self.streams();
         self.fail_unrepeatable(cause);
+        self.cancel(&streams);
         self.send_waiting();
     }
 

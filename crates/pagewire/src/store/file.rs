@@ -69,15 +69,18 @@ impl FileStore {
             .truncate(false)
             .open(path)
             .map_err(|error| Error::io(named("cannot open"), &error))?;
-        let lock = if writable { pagewire_sys::file::lock_exclusive } else { pagewire_sys::file::lock_shared };
+        let lock =
+            if writable { pagewire_sys::file::lock_exclusive } else { pagewire_sys::file::lock_shared };
         lock(file.as_fd()).map_err(|error| match error.kind() {
-            io::ErrorKind::WouldBlock => {
-                Error::new(ErrorKind::Busy, format!("{} is in use by another Pagewire process", path.display()))
-            }
+            io::ErrorKind::WouldBlock => Error::new(
+                ErrorKind::Busy,
+                format!("{} is in use by another Pagewire process", path.display()),
+            ),
             _ => Error::io(named("cannot lock"), &error),
         })?;
         let identify = || {
-            pagewire_sys::file::identity(file.as_fd()).map_err(|error| Error::io(named("cannot examine"), &error))
+            pagewire_sys::file::identity(file.as_fd())
+                .map_err(|error| Error::io(named("cannot examine"), &error))
         };
         let mut identity = identify()?;
         match (identity.kind, size) {
@@ -124,10 +127,12 @@ impl Opened {
         if self.identity.kind == FileKind::BlockDevice {
             return Ok(());
         }
-        let now = pagewire_sys::file::identity(self.file.as_fd()).map_err(|error| self.io("examine", &error))?;
+        let now =
+            pagewire_sys::file::identity(self.file.as_fd()).map_err(|error| self.io("examine", &error))?;
         let path = self.path.display();
         if now.size < self.length {
-            let text = format!("{path} has shrunk from {} to {} bytes while it was in use", self.length, now.size);
+            let text =
+                format!("{path} has shrunk from {} to {} bytes while it was in use", self.length, now.size);
             return Err(Error::new(ErrorKind::Changed, text));
         }
         if !self.writable && now.modified != self.identity.modified {
@@ -227,11 +232,13 @@ impl Store for FileStore {
                 Ok(()) => Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::Unsupported => {
                     let zeroes = vec![0; range.len().min(PIECE) as usize];
-                    range.split(PIECE).try_for_each(|piece| {
-                        let zeroes = &zeroes[..piece.len() as usize];
-                        self.file.file.write_all_at(zeroes, piece.start)
-                    })
-                    .map_err(|error| self.file.io("write zeroes to", &error))
+                    range
+                        .split(PIECE)
+                        .try_for_each(|piece| {
+                            let zeroes = &zeroes[..piece.len() as usize];
+                            self.file.file.write_all_at(zeroes, piece.start)
+                        })
+                        .map_err(|error| self.file.io("write zeroes to", &error))
                 }
                 Err(error) => Err(self.file.io("write zeroes to", &error)),
             }

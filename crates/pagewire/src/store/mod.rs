@@ -16,8 +16,9 @@ pub mod wrap;
 mod blocking;
 mod contract;
 
+pub use crate::sink::{Part, Sink};
 pub use blocking::Blocking;
-pub use contract::{Capabilities, Completion, Info, Lent, Part, Read, Sink, Store, Stream, StreamRequest, Urgency};
+pub use contract::{Capabilities, Completion, Info, Lent, Read, Store, Stream, StreamRequest, Urgency};
 pub use file::FileStore;
 pub use memory::MemoryStore;
 pub use remote::{RemoteOptions, RemoteStore, describe, list};

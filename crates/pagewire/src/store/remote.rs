@@ -8,7 +8,7 @@ use pagewire_core::chunk::ByteRange;
 use pagewire_core::wire::{ListReply, RegionInfo, Reply, Request};
 use uuid::Uuid;
 
-use super::{Capabilities, Completion, Info, Read, Store, Stream, StreamRequest, Urgency};
+use super::{Capabilities, Completion, Info, Read, Sink, Store, Stream, StreamRequest, Urgency};
 use crate::address::{PeerAddress, RegionAddress};
 use crate::error::{Error, ErrorKind, Result};
 use crate::peer::{Lane, Session, ask};
@@ -117,11 +117,20 @@ impl Store for RemoteStore {
             Urgency::Demand => Lane::Primary,
             Urgency::Background => Lane::Bulk,
         };
-        if ranges.iter().all(aligned) {
-            return self.session.read(ranges, read.epoch, lane, read.sink);
+        let (ranges, sink): (_, Arc<dyn Sink>) = if ranges.iter().all(aligned) {
+            (ranges, read.sink)
+        } else {
+            let cut = cut::Cut::new(&ranges, info.length, read.sink);
+            (cut.widened(), Arc::new(cut))
+        };
+        let mut requests = joined::requests(ranges);
+        if requests.len() == 1 {
+            return self.session.read(requests.remove(0), read.epoch, lane, sink);
         }
-        let cut = cut::Cut::new(&ranges, info.length, read.sink);
-        self.session.read(cut.widened(), read.epoch, lane, Arc::new(cut));
+        let sink = Arc::new(joined::Joined::new(requests.len(), sink));
+        for ranges in requests {
+            self.session.read(ranges, read.epoch, lane, sink.clone());
+        }
     }
 
     fn flush(&self, done: Completion) {
@@ -153,3 +162,4 @@ impl Stream for crate::peer::StreamCall {
 }
 
 mod cut;
+mod joined;

@@ -32,9 +32,8 @@ impl Connection {
     ///
     /// [`ErrorKind::Unavailable`] where nobody answers within `patience`.
     pub(crate) fn connect(peer: &PeerAddress, patience: Duration) -> Result<Self> {
-        let failed = |error: io::Error| {
-            Error::io(format!("cannot connect to {peer}"), &error).with_retry(true)
-        };
+        let failed =
+            |error: io::Error| Error::io(format!("cannot connect to {peer}"), &error).with_retry(true);
         match peer {
             PeerAddress::Unix(path) => Ok(UnixStream::connect(path).map_err(failed)?.into()),
             PeerAddress::Tcp(place) => {
@@ -186,5 +185,7 @@ pub(crate) fn is_closed(error: &io::Error) -> bool {
 
 /// The error that a lost connection is to those who still wait for something.
 pub(crate) fn lost(peer: impl std::fmt::Display, cause: impl std::fmt::Display) -> Error {
-    Error::new(ErrorKind::Unavailable, format!("lost the connection to {peer}")).because(cause).with_retry(true)
+    Error::new(ErrorKind::Unavailable, format!("lost the connection to {peer}"))
+        .because(cause)
+        .with_retry(true)
 }

@@ -10,7 +10,7 @@ use pagewire::{ByteRange, ErrorKind};
 use pagewire_core::wire::{RemoteErrorKind, Reply, Request, Role};
 
 use crate::support::raw::Raw;
-use crate::support::{self, anywhere, file, file_region, pattern, patient_for, region_at, serve_with};
+use crate::support::{self, anywhere, file, file_region, patient_for, pattern, region_at, serve_with};
 
 fn token(number: usize) -> [u8; 16] {
     let mut token = [0; 16];
@@ -53,7 +53,9 @@ fn one_connection_too_many_is_told_so_and_the_others_stay() {
     for _ in 0..20 {
         let mut refused = Raw::connect(&address);
         let frames = refused.rest();
-        let Reply::Error(error) = Reply::decode(&frames[0].0, &frames[0].1).unwrap() else { panic!("no error") };
+        let Reply::Error(error) = Reply::decode(&frames[0].0, &frames[0].1).unwrap() else {
+            panic!("no error")
+        };
         assert_eq!((error.kind, error.retry), (RemoteErrorKind::Busy, true), "{error}");
     }
     let error = RemoteStore::connect(&region_at(&address, "file"), &patient_for(500)).err().unwrap();

@@ -114,7 +114,8 @@ fn a_background_pull_of_an_epoch_that_is_gone_gives_up() {
     fill(&region, 2);
     fill(&region, 3);
     let local = Arc::new(pagewire::engine::PlainMemory::new(LENGTH));
-    let puller = pagewire::engine::Puller::start(pin, local, pagewire::engine::PullOptions::default()).unwrap();
+    let puller =
+        pagewire::engine::Puller::start(pin, local, pagewire::engine::PullOptions::default()).unwrap();
     let ended = puller.wait_until(Instant::now() + support::HANG);
     let error = ended.map(|done| done.expect("the pull hangs")).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Stale, "{error}");
@@ -131,7 +132,7 @@ fn a_client_that_was_away_while_its_epoch_went_is_told() {
         fill(&region, 2);
         region.pin_epoch(first).is_err()
     });
-    let (_server, _) = support::serve([region.clone()], &address);
+    let (_server, _) = support::serve([region], &address);
     let error = remote.read_bytes(ByteRange::new(0, LENGTH), first).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Stale, "{error}");
 }
@@ -147,7 +148,10 @@ fn small_commits_show_page_by_page_what_they_should() {
         let offset = step * 48_271 % (LENGTH - 5000);
         let bytes = vec![step as u8 + 2; 1 + (step * 131 % 5000) as usize];
         let shorter = &bytes[..bytes.len() / 2];
-        let changes = [Change { offset, bytes: &bytes }, Change { offset: LENGTH - 3, bytes: &shorter[..shorter.len().min(3)] }];
+        let changes = [
+            Change { offset, bytes: &bytes },
+            Change { offset: LENGTH - 3, bytes: &shorter[..shorter.len().min(3)] },
+        ];
         region.commit(&changes).unwrap();
         for change in &changes {
             model[change.offset as usize..][..change.bytes.len()].copy_from_slice(change.bytes);

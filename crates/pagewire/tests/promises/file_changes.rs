@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use pagewire::engine::copy::{CopyOptions, copy};
 use pagewire::engine::Region;
+use pagewire::engine::copy::{CopyOptions, copy};
 use pagewire::store::{Blocking, MemoryStore, RemoteOptions, RemoteStore, Store};
 use pagewire::{ByteRange, ErrorKind, PullOrder};
 
-use crate::support::{self, anywhere, file, file_region, pattern, patient_for, region_at};
+use crate::support::{self, anywhere, file, file_region, patient_for, pattern, region_at};
 
 #[test]
 fn a_file_that_shrinks_is_an_error_and_not_zeroes() {

@@ -11,7 +11,7 @@ use pagewire::{ByteRange, ErrorKind, PullOrder};
 
 use crate::support::recorder::Recorder;
 use crate::support::role::{Actor, TOUCH};
-use crate::support::{self, Held, anywhere, file, file_region, pattern, patient_for, region_at};
+use crate::support::{self, Held, anywhere, file, file_region, patient_for, pattern, region_at};
 
 const SIGBUS: i32 = 7;
 

@@ -4,13 +4,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use pagewire::ByteRange;
 use pagewire::access::serve::{Server, ServerOptions};
 use pagewire::address::PeerAddress;
 use pagewire::engine::Region;
 use pagewire::store::{Blocking, FileStore, RemoteOptions, RemoteStore};
-use pagewire::ByteRange;
 use pagewire_core::wire::{
-    DataHeader, FrameType, HEADER_LEN, Header, Hello, Notification, OpenMode, RemoteErrorKind, Reply, Request, Role,
+    DataHeader, FrameType, HEADER_LEN, Header, Hello, Notification, OpenMode, RemoteErrorKind, Reply,
+    Request, Role,
 };
 
 use crate::support::raw::{Raw, hello};
@@ -34,7 +35,10 @@ impl Stage {
         let bytes = pattern(length, 1);
         let file = file(&bytes);
         let (server, address) = serve_with([file_region(file.path())], &anywhere(), options);
-        let bystander = RemoteStore::connect(&region_at(&address, "file"), &RemoteOptions::default()).unwrap();
+        let bystander =
+            RemoteStore::connect(&region_at(&address, "file"), &RemoteOptions::default()).unwrap();
+        let connections = 1 + RemoteOptions::default().connections;
+        support::wait_until("the bystander is there", || server.connections() == connections);
         Self { server, address, bytes, bystander, _file: file }
     }
 
@@ -225,7 +229,8 @@ fn a_session_has_one_primary_and_a_bounded_number_of_streams_and_regions() {
     second.send(0, &Request::Hello(hello(Role::Primary, [5; 16])));
     assert_eq!(last_word("a second primary", second), RemoteErrorKind::Protocol);
     // Without a bulk connection streams wait, and so are all under way at once.
-    let stream = Request::Stream { handle, epoch: 1, credit: 1 << 20, ranges: vec![ByteRange::new(0, 1 << 20)] };
+    let stream =
+        Request::Stream { handle, epoch: 1, credit: 1 << 20, ranges: vec![ByteRange::new(0, 1 << 20)] };
     for id in 10..14 {
         raw.send(id, &stream);
     }
@@ -284,7 +289,10 @@ fn a_stream_sends_no_more_than_its_credit_and_can_be_steered_and_cancelled() {
     assert!(one + two <= credit + EXTENT, "{one} and {two} bytes of {credit}");
     // Less credit than before takes nothing back and gives nothing.
     raw.notify(&Notification::Credit { stream: 30, limit: 1 });
-    raw.notify(&Notification::Steer { stream: 30, ranges: vec![ByteRange::new(length - 65536, length), ByteRange::new(8 << 20, 9 << 20)] });
+    raw.notify(&Notification::Steer {
+        stream: 30,
+        ranges: vec![ByteRange::new(length - 65536, length), ByteRange::new(8 << 20, 9 << 20)],
+    });
     raw.notify(&Notification::Credit { stream: 30, limit: one + two + 65536 });
     let ((steered, three), (more, four)) = (drain(&mut bulk), drain(&mut another));
     let first = *steered.iter().chain(&more).min_by_key(|range| range.start.abs_diff(length)).unwrap();
@@ -308,7 +316,8 @@ fn a_stream_ends_with_what_it_has_sent() {
     let stage = Stage::new(length);
     let (mut raw, handle) = stage.opened(7);
     let mut bulk = Raw::greeted(&stage.address, Role::Bulk, [7; 16]);
-    let ranges = vec![ByteRange::new(2_998_272, length as u64), ByteRange::new(0, 1 << 20), ByteRange::new(0, 4096)];
+    let ranges =
+        vec![ByteRange::new(2_998_272, length as u64), ByteRange::new(0, 1 << 20), ByteRange::new(0, 4096)];
     raw.send(40, &Request::Stream { handle, epoch: 1, credit: u64::MAX, ranges });
     let Reply::End { sent } = raw.reply(40) else { panic!("no end") };
     assert_eq!(sent, (1 << 20) + length as u64 - 2_998_272, "each page once");
@@ -320,7 +329,10 @@ fn a_stream_ends_with_what_it_has_sent() {
 #[test]
 fn an_id_that_is_used_again_while_its_stream_is_on_its_way_harms_nobody() {
     let length = 64u64 << 20;
-    let stage = Stage::with(1 << 20, ServerOptions { send_timeout: Duration::from_millis(500), ..ServerOptions::default() });
+    let stage = Stage::with(
+        1 << 20,
+        ServerOptions { send_timeout: Duration::from_millis(500), ..ServerOptions::default() },
+    );
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(length).unwrap();
     for step in 0..length >> 16 {
@@ -334,7 +346,8 @@ fn an_id_that_is_used_again_while_its_stream_is_on_its_way_harms_nobody() {
     );
     let (mut raw, handle, _) = Raw::opened(&address, [8; 16], "file");
     let mut bulk = Raw::greeted(&address, Role::Bulk, [8; 16]);
-    let stream = Request::Stream { handle, epoch: 1, credit: u64::MAX, ranges: vec![ByteRange::new(0, length)] };
+    let stream =
+        Request::Stream { handle, epoch: 1, credit: u64::MAX, ranges: vec![ByteRange::new(0, length)] };
     raw.send(50, &stream);
     // The sender is stuck in an extent, since the peer does not read.
     std::thread::sleep(Duration::from_millis(100));

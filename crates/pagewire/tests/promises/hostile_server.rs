@@ -6,15 +6,16 @@ use std::time::{Duration, Instant};
 
 use pagewire::address::PeerAddress;
 use pagewire::engine::{PlainMemory, PullOptions, Puller, Region};
-use pagewire::store::{self, Blocking, RemoteStore};
+use pagewire::store::{self, Blocking, Read, RemoteStore, Store, Urgency};
 use pagewire::{ByteRange, ErrorKind, PullOrder};
 use pagewire_core::wire::{
-    DataHeader, Encoding, FrameType, HEADER_LEN, Header, HelloReply, Notification, RegionInfo, RemoteErrorKind, Reply, Request,
-    Trailer,
+    DataHeader, Encoding, FrameType, HEADER_LEN, Header, HelloReply, Notification, RegionInfo,
+    RemoteErrorKind, Reply, Request, Trailer,
 };
 
 use crate::support::fake_server::{FakeServer, info, welcome};
 use crate::support::raw::Raw;
+use crate::support::recorder::Recorder;
 use crate::support::{self, patient_for, pattern, region_at};
 
 const LENGTH: u64 = 200_000;
@@ -53,7 +54,10 @@ fn a_server_that_does_not_speak_the_protocol_is_refused() {
     let answers: [(&str, Vec<u8>); 6] = [
         ("a wrong magic", wrong_magic),
         ("a version that was not offered", other_version),
-        ("an oversized frame", Header { length: u32::MAX, kind: FrameType::HELLO_REPLY, id: 0 }.encode().to_vec()),
+        (
+            "an oversized frame",
+            Header { length: u32::MAX, kind: FrameType::HELLO_REPLY, id: 0 }.encode().to_vec(),
+        ),
         ("a class of no version", Header { length: 0, kind: FrameType(0xf001), id: 0 }.encode().to_vec()),
         ("an HTTP answer", b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n".to_vec()),
         ("another answer", {
@@ -122,7 +126,8 @@ fn a_region_that_cannot_be_is_refused() {
     let longer = RegionInfo { capacity: 4096, ..info(8192) };
     let endless = RegionInfo { length: u64::MAX, capacity: u64::MAX, ..info(0) };
     for (what, info) in [("a length beyond the capacity", longer), ("a length of no memory", endless)] {
-        let server = FakeServer::answering(move |raw, id, _| raw.answer(id, &Reply::Opened { handle: 1, info }));
+        let server =
+            FakeServer::answering(move |raw, id, _| raw.answer(id, &Reply::Opened { handle: 1, info }));
         let error = cannot_open(what, &server);
         assert_eq!(error.kind(), ErrorKind::Protocol, "{what}: {error}");
     }
@@ -145,38 +150,74 @@ type Lie = Box<dyn Fn(&mut Raw, u64) + Send + Sync>;
 fn lies() -> Vec<(&'static str, ErrorKind, Lie)> {
     let page = pattern(8192, 1);
     let (one, two, three, four, five, six) =
-        (page.clone(), page.clone(), page.clone(), page.clone(), page.clone(), page.clone());
+        (page.clone(), page.clone(), page.clone(), page.clone(), page.clone(), page);
     let first = ByteRange::new(0, 4096);
     let both = ByteRange::new(0, 8192);
     vec![
-        ("bytes that nobody asked for", ErrorKind::Protocol, Box::new(move |raw, id| {
-            raw.data(id, ByteRange::new(8192, 16384), 1, &one, None, true);
-        })),
-        ("more bytes than were asked for", ErrorKind::Protocol, Box::new(move |raw, id| {
-            raw.data(id, ByteRange::new(0, 12288), 1, &[9; 12288], None, true);
-        })),
-        ("bytes of another epoch", ErrorKind::Protocol, Box::new(move |raw, id| {
-            raw.data(id, both, 2, &two, None, true);
-        })),
-        ("bytes that the trailer takes back", ErrorKind::Changed, Box::new(move |raw, id| {
-            raw.data(id, both, 1, &three, Some(Trailer::Failed(RemoteErrorKind::Changed)), true);
-        })),
-        ("the same page twice", ErrorKind::Protocol, Box::new(move |raw, id| {
-            raw.data(id, first, 1, &four[..4096], None, false);
-            raw.data(id, first, 1, &four[..4096], None, true);
-        })),
-        ("half of it, and the end", ErrorKind::Protocol, Box::new(move |raw, id| {
-            raw.data(id, first, 1, &five[..4096], None, false);
-            raw.answer(id, &Reply::End { sent: 4096 });
-        })),
-        ("a page in two pieces", ErrorKind::Protocol, Box::new(move |raw, id| {
-            raw.data(id, ByteRange::new(0, 5000), 1, &six[..5000], None, false);
-        })),
-        ("a reply of another sort", ErrorKind::Protocol, Box::new(move |raw, id| raw.answer(id, &Reply::Closed))),
+        (
+            "bytes that nobody asked for",
+            ErrorKind::Protocol,
+            Box::new(move |raw, id| {
+                raw.data(id, ByteRange::new(8192, 16384), 1, &one, None, true);
+            }),
+        ),
+        (
+            "more bytes than were asked for",
+            ErrorKind::Protocol,
+            Box::new(move |raw, id| {
+                raw.data(id, ByteRange::new(0, 12288), 1, &[9; 12288], None, true);
+            }),
+        ),
+        (
+            "bytes of another epoch",
+            ErrorKind::Protocol,
+            Box::new(move |raw, id| {
+                raw.data(id, both, 2, &two, None, true);
+            }),
+        ),
+        (
+            "bytes that the trailer takes back",
+            ErrorKind::Changed,
+            Box::new(move |raw, id| {
+                raw.data(id, both, 1, &three, Some(Trailer::Failed(RemoteErrorKind::Changed)), true);
+            }),
+        ),
+        (
+            "the same page twice",
+            ErrorKind::Protocol,
+            Box::new(move |raw, id| {
+                raw.data(id, first, 1, &four[..4096], None, false);
+                raw.data(id, first, 1, &four[..4096], None, true);
+            }),
+        ),
+        (
+            "half of it, and the end",
+            ErrorKind::Protocol,
+            Box::new(move |raw, id| {
+                raw.data(id, first, 1, &five[..4096], None, false);
+                raw.answer(id, &Reply::End { sent: 4096 });
+            }),
+        ),
+        (
+            "a page in two pieces",
+            ErrorKind::Protocol,
+            Box::new(move |raw, id| {
+                raw.data(id, ByteRange::new(0, 5000), 1, &six[..5000], None, false);
+            }),
+        ),
+        (
+            "a reply of another sort",
+            ErrorKind::Protocol,
+            Box::new(move |raw, id| raw.answer(id, &Reply::Closed)),
+        ),
         ("silence", ErrorKind::Unavailable, Box::new(|_, _| {})),
-        ("data of another request", ErrorKind::Unavailable, Box::new(move |raw, id| {
-            raw.data(id + 1000, both, 1, &[5; 8192], None, true);
-        })),
+        (
+            "data of another request",
+            ErrorKind::Unavailable,
+            Box::new(move |raw, id| {
+                raw.data(id + 1000, both, 1, &[5; 8192], None, true);
+            }),
+        ),
     ]
 }
 
@@ -195,7 +236,9 @@ fn a_read_that_is_answered_by_a_lie_fails() {
 
 #[test]
 fn a_frame_that_cannot_be_ends_the_connection_and_the_read_fails() {
-    for (what, at, value) in [("a length", 3, 0xff), ("a type", 5, 0xf0), ("flags", 6, 1), ("an encoding", 36, 7)] {
+    for (what, at, value) in
+        [("a length", 3, 0xff), ("a type", 5, 0xf0), ("flags", 6, 1), ("an encoding", 36, 7)]
+    {
         let server = FakeServer::of_region(LENGTH, move |raw, id, request| {
             if matches!(request, Request::Read { .. }) {
                 let range = ByteRange::new(0, 8192);
@@ -230,7 +273,9 @@ fn lying_streams(lie: impl Fn(&mut Raw, u64) + Send + Sync + 'static) -> FakeSer
                         bulk.lock().unwrap().push(raw.stream.try_clone().unwrap());
                     }
                 }
-                Request::Open { .. } => raw.answer(header.id, &Reply::Opened { handle: 1, info: info(LENGTH) }),
+                Request::Open { .. } => {
+                    raw.answer(header.id, &Reply::Opened { handle: 1, info: info(LENGTH) });
+                }
                 Request::Read { ranges, .. } => {
                     let count = ranges.len();
                     for (step, range) in ranges.into_iter().enumerate() {
@@ -259,10 +304,13 @@ fn lies_in_a_stream_end_the_pull_or_are_made_good_by_reads() {
         ("bytes over the end", lying_streams(move |raw, id| page(raw, id, 196_608, 204_800, 1))),
         ("bytes of another epoch", lying_streams(move |raw, id| page(raw, id, 0, 4096, 2))),
         ("a page in two pieces", lying_streams(move |raw, id| page(raw, id, 0, 5000, 1))),
-        ("a trailer that takes back", lying_streams(|raw, id| {
-            let range = ByteRange::new(0, 8192);
-            raw.data(id, range, 1, &[9; 8192], Some(Trailer::Failed(RemoteErrorKind::Io)), false);
-        })),
+        (
+            "a trailer that takes back",
+            lying_streams(|raw, id| {
+                let range = ByteRange::new(0, 8192);
+                raw.data(id, range, 1, &[9; 8192], Some(Trailer::Failed(RemoteErrorKind::Io)), false);
+            }),
+        ),
     ];
     let bytes = pattern(LENGTH as usize, 1);
     for (what, server) in streams {
@@ -270,7 +318,8 @@ fn lies_in_a_stream_end_the_pull_or_are_made_good_by_reads() {
         let region = Region::new("lies", Arc::new(remote)).unwrap();
         let local = Arc::new(PlainMemory::new(LENGTH));
         let order = PullOrder::Sequential;
-        let options = PullOptions { order, heal_interval: Duration::from_millis(50), ..PullOptions::default() };
+        let options =
+            PullOptions { order, heal_interval: Duration::from_millis(50), ..PullOptions::default() };
         let puller = Arc::new(Puller::start(region.pin(), local.clone(), options).unwrap());
         // The stream has had its chance to do harm.
         std::thread::sleep(Duration::from_millis(100));
@@ -311,8 +360,14 @@ fn another_region_after_a_reconnect_is_refused() {
             }
             _ => {}
         });
-        let error = cannot_read(what, &server.address(), ByteRange::new(0, 8192));
+        // On the connection that is lost.
+        let remote = RemoteStore::connect(&region_at(&server.address(), "file"), &patient_for(1000)).unwrap();
+        let ranges = vec![ByteRange::new(0, 8192)];
+        let recorder = Arc::new(Recorder::default());
+        remote.read(Read { ranges, epoch: 1, urgency: Urgency::Demand, sink: recorder.clone() });
+        let error = recorder.wait().expect_err(what);
         assert!(matches!(error.kind(), ErrorKind::Changed | ErrorKind::Protocol), "{what}: {error}");
+        assert_eq!(remote.info().id.as_bytes(), &[7; 16], "{what}: it is still the old one that is meant");
     }
 }
 

@@ -196,7 +196,10 @@ proptest! {
 #[test]
 fn a_chunk_that_is_written_before_it_is_pulled_counts_once_and_completes() {
     let bytes = pattern(4 * 65536 + 10, 1);
-    for order in [PullOrder::Sequential, PullOrder::List(vec![ChunkIndex(4), ChunkIndex(1), ChunkIndex(1), ChunkIndex(99)])] {
+    for order in [
+        PullOrder::Sequential,
+        PullOrder::List(vec![ChunkIndex(4), ChunkIndex(1), ChunkIndex(1), ChunkIndex(99)]),
+    ] {
         let local = Arc::new(PlainMemory::new(bytes.len() as u64));
         local.write(65536, &[5; 65536]).unwrap();
         local.write(4 * 65536, &[6; 10]).unwrap();
@@ -216,7 +219,8 @@ fn a_chunk_that_is_written_before_it_is_pulled_counts_once_and_completes() {
 fn what_was_given_up_is_not_pulled_and_counts_as_there() {
     let bytes = pattern(4 * 65536, 2);
     let local = Arc::new(PlainMemory::new(bytes.len() as u64));
-    let puller = Puller::start(memory_region(&bytes).pin(), local.clone(), pull(PullOrder::None, 65536)).unwrap();
+    let puller =
+        Puller::start(memory_region(&bytes).pin(), local.clone(), pull(PullOrder::None, 65536)).unwrap();
     puller.supersede(ByteRange::new(65536, 3 * 65536 + 4096));
     assert_eq!(puller.progress().chunks_present, 2);
     puller.prefault(ByteRange::new(0, 4 * 65536)).unwrap();
@@ -229,10 +233,16 @@ fn progress_is_told_in_every_mode_and_ends() {
     let bytes = pattern(1 << 20, 3);
     let remote = |peer| RemoteStore::connect(&region_at(peer, "memory"), &RemoteOptions::default()).unwrap();
     let (_server, peer) = support::serve([memory_region(&bytes)], &anywhere());
-    for order in [PullOrder::None, PullOrder::Sequential, PullOrder::List(vec![ChunkIndex(7)]), PullOrder::List(vec![])] {
+    for order in [
+        PullOrder::None,
+        PullOrder::Sequential,
+        PullOrder::List(vec![ChunkIndex(7)]),
+        PullOrder::List(vec![]),
+    ] {
         for region in [memory_region(&bytes), Region::new("remote", Arc::new(remote(&peer))).unwrap()] {
             let local = Arc::new(PlainMemory::new(bytes.len() as u64));
-            let puller = Arc::new(Puller::start(region.pin(), local.clone(), pull(order.clone(), 65536)).unwrap());
+            let puller =
+                Arc::new(Puller::start(region.pin(), local.clone(), pull(order.clone(), 65536)).unwrap());
             let telling = puller.clone();
             let updates = support::within("progress", Duration::from_secs(10), move || {
                 telling.updates(Duration::from_millis(1)).collect::<Vec<_>>()
@@ -304,7 +314,11 @@ fn an_error_for_what_has_come_another_way_is_none() {
     puller.wait().unwrap();
     demand.sink.done(Err(pagewire::Error::new(ErrorKind::Unavailable, "too late")));
     let progress = puller.progress();
-    assert_eq!((progress.chunks_present, progress.chunks_failed), (1, 0), "all is there, and nothing has failed");
+    assert_eq!(
+        (progress.chunks_present, progress.chunks_failed),
+        (1, 0),
+        "all is there, and nothing has failed"
+    );
 }
 
 #[test]
@@ -313,7 +327,9 @@ fn a_copy_cannot_be_asked_for_what_it_does_not_have() {
     assert_eq!(local.read_back(9_000, &mut [0; 1001]).unwrap_err().kind(), ErrorKind::OutOfRange);
     assert_eq!(local.place(8192, &[0; 4096]).unwrap_err().kind(), ErrorKind::OutOfRange);
     assert!(local.place(1, &[0; 4096]).is_err());
-    let puller = Puller::start(memory_region(&[1; 10_000]).pin(), Arc::new(local), pull(PullOrder::None, 4096)).unwrap();
+    let puller =
+        Puller::start(memory_region(&[1; 10_000]).pin(), Arc::new(local), pull(PullOrder::None, 4096))
+            .unwrap();
     assert_eq!(puller.prefault(ByteRange::new(0, 10_001)).unwrap_err().kind(), ErrorKind::OutOfRange);
     puller.prefault(ByteRange::new(3, 3)).unwrap();
     puller.fault(1 << 40);

@@ -10,7 +10,7 @@ use pagewire::{ByteRange, PullOrder};
 
 use crate::support::proxy::{Proxy, Weather};
 use crate::support::recorder;
-use crate::support::{self, anywhere, file, file_region, pattern, patient_for, region_at};
+use crate::support::{self, anywhere, file, file_region, patient_for, pattern, region_at};
 
 fn rough(cuts: usize) -> Weather {
     Weather { cuts, cut_within: 300_000, delay: Duration::from_micros(300) }
@@ -29,7 +29,8 @@ fn a_mapping_is_right_over_a_network_that_cuts() {
         // The first attempt to open is made once; only what is open is held on to.
         let mut mapping = None;
         support::wait_until("the region can be opened", || {
-            mapping = support::map(&proxy.address(), "file", PullOrder::Sequential, &RemoteOptions::default()).ok();
+            mapping =
+                support::map(&proxy.address(), "file", PullOrder::Sequential, &RemoteOptions::default()).ok();
             mapping.is_some()
         });
         let mapping = mapping.unwrap();
@@ -51,17 +52,20 @@ fn reads_are_answered_once_over_a_network_that_cuts() {
     let file = file(&bytes);
     let (_server, address) = support::serve([file_region(file.path())], &anywhere());
     for seed in 1..=4 {
-        let proxy = Proxy::new(&address, seed, Weather { cuts: 12, cut_within: 600_000, delay: Duration::ZERO });
+        let proxy =
+            Proxy::new(&address, seed, Weather { cuts: 12, cut_within: 600_000, delay: Duration::ZERO });
         let mut remote = None;
         support::wait_until("the region can be opened", || {
-            remote = RemoteStore::connect(&region_at(&proxy.address(), "file"), &RemoteOptions::default()).ok();
+            remote =
+                RemoteStore::connect(&region_at(&proxy.address(), "file"), &RemoteOptions::default()).ok();
             remote.is_some()
         });
         let remote = remote.unwrap();
         for urgency in [Urgency::Demand, Urgency::Background] {
             for step in 0..12u64 {
                 let start = step * 77_777;
-                let ranges = [ByteRange::new(start, start + 800_000), ByteRange::new(1_900_000, 1_900_000 + step)];
+                let ranges =
+                    [ByteRange::new(start, start + 800_000), ByteRange::new(1_900_000, 1_900_000 + step)];
                 let (end, whole) = recorder::read(&remote, &ranges, urgency, &bytes);
                 end.unwrap_or_else(|error| panic!("seed {seed}, {urgency:?}: {error}"));
                 assert!(whole, "seed {seed}, {urgency:?}: the answer has gaps");
@@ -135,7 +139,8 @@ fn a_demand_read_over_a_stalled_network_fails_after_the_patience() {
 fn a_copy_over_a_network_that_stalls_for_good_fails_after_the_patience() {
     let file = file(&pattern(32 << 20, 6));
     let (_server, address) = support::serve([file_region(file.path())], &anywhere());
-    let proxy = Arc::new(Proxy::new(&address, 8, Weather { delay: Duration::from_millis(1), ..Weather::default() }));
+    let proxy =
+        Arc::new(Proxy::new(&address, 8, Weather { delay: Duration::from_millis(1), ..Weather::default() }));
     let remote = RemoteStore::connect(&region_at(&proxy.address(), "file"), &patient_for(300)).unwrap();
     let from = Region::new("from", Arc::new(remote)).unwrap();
     let to: Arc<dyn Store> = Arc::new(MemoryStore::new(32 << 20));
@@ -144,10 +149,10 @@ fn a_copy_over_a_network_that_stalls_for_good_fails_after_the_patience() {
         interval: Duration::from_millis(5),
         ..CopyOptions::default()
     };
-    let stalling = proxy.clone();
-    let error = support::within("a copy from a peer that has fallen silent", Duration::from_secs(5), move || {
-        copy(&from, &to, &options, |progress| stalling.stall(progress.chunks_present > 0)).unwrap_err()
-    });
+    let error =
+        support::within("a copy from a peer that has fallen silent", Duration::from_secs(5), move || {
+            copy(&from, &to, &options, |progress| proxy.stall(progress.chunks_present > 0)).unwrap_err()
+        });
     assert_eq!(error.kind(), pagewire::ErrorKind::Unavailable, "{error}");
 }
 

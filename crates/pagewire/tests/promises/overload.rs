@@ -63,7 +63,8 @@ fn abuse_costs_a_server_bounded_memory() {
             }
             // Notifications that nobody knows, as long as they may be.
             2 => {
-                let header = Header { length: FrameType(0x2abc).longest_body(), kind: FrameType(0x2abc), id: 0 };
+                let header =
+                    Header { length: FrameType(0x2abc).longest_body(), kind: FrameType(0x2abc), id: 0 };
                 bytes.extend(header.encode());
                 bytes.resize(bytes.len() + header.length as usize, 0xaa);
             }
@@ -114,7 +115,8 @@ fn reads_of_a_slow_store_cost_a_server_bounded_memory() {
     let later = Arc::new(Later { store, waiting: std::sync::Mutex::default() });
     let (_server, address) = support::serve([Region::new("file", later.clone()).unwrap()], &anywhere());
     let (mut raw, handle, _) = Raw::opened(&address, [2; 16], "file");
-    let ranges: Vec<ByteRange> = (0..256).map(|page| ByteRange::new(page * 4096, (page + 1) * 4096)).collect();
+    let ranges: Vec<ByteRange> =
+        (0..256).map(|page| ByteRange::new(page * 4096, (page + 1) * 4096)).collect();
     let mut bytes = Vec::new();
     (0..64).for_each(|id| Request::Read { handle, epoch: 1, ranges: ranges.clone() }.encode(id, &mut bytes));
     push(&mut raw, &bytes, 128 << 20);

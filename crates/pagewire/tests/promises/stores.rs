@@ -16,7 +16,8 @@ const LENGTHS: [usize; 8] = [0, 1, 4095, 4096, 4097, 65535, 65536, 65537];
 
 /// Ranges of a region of `length` bytes that are interesting to ask for, several at a time.
 fn requests(length: u64) -> Vec<Vec<ByteRange>> {
-    let range = |start: u64, end: u64| ByteRange::new(start.min(length), end.min(length).max(start.min(length)));
+    let range =
+        |start: u64, end: u64| ByteRange::new(start.min(length), end.min(length).max(start.min(length)));
     vec![
         vec![],
         vec![range(0, length)],
@@ -78,7 +79,8 @@ fn check_reads(name: &str, store: &dyn Store, model: &[u8]) {
 fn check_writes(name: &str, store: &dyn Store, mut model: Vec<u8>) {
     let length = model.len() as u64;
     assert!(store.info().writable, "{name}");
-    for (offset, count) in [(0, 1), (1, 4095), (4095, 2), (4096, 4096), (65_530, 7), (0, length), (length, 0)] {
+    for (offset, count) in [(0, 1), (1, 4095), (4095, 2), (4096, 4096), (65_530, 7), (0, length), (length, 0)]
+    {
         let (offset, end) = (offset.min(length), (offset + count).min(length));
         let bytes: Vec<u8> = (offset..end).map(|at| (at % 241) as u8 + 3).collect();
         store.write_bytes(offset, &bytes).unwrap();
@@ -189,7 +191,8 @@ fn a_remote_region_keeps_the_contract() {
 
 #[test]
 fn a_store_that_fails_now_and_then_is_made_good_by_trying_again() {
-    let faults = Faults { error: 20, cut: 20, delay: Duration::from_millis(1), delayed: 10, ..Faults::default() };
+    let faults =
+        Faults { error: 20, cut: 20, delay: Duration::from_millis(1), delayed: 10, ..Faults::default() };
     for length in [1, 4097, 65_537] {
         let model = pattern(length, 4);
         let file = file(&model);
@@ -202,8 +205,12 @@ fn a_store_that_fails_now_and_then_is_made_good_by_trying_again() {
         for (seed, (name, store)) in stores.into_iter().enumerate() {
             let chaos: Arc<dyn Store> = Arc::new(Chaos::new(store, seed as u64, faults));
             for _ in 0..4 {
-                let (end, whole) =
-                    recorder::read(&retry(&chaos), &[ByteRange::new(0, length as u64)], Urgency::Demand, &model);
+                let (end, whole) = recorder::read(
+                    &retry(&chaos),
+                    &[ByteRange::new(0, length as u64)],
+                    Urgency::Demand,
+                    &model,
+                );
                 assert!(end.is_ok() && whole, "{name}: {end:?}");
                 for ranges in requests(length as u64) {
                     let (end, whole) = recorder::read(&retry(&chaos), &ranges, Urgency::Background, &model);
@@ -265,7 +272,12 @@ fn an_error_that_does_not_pass_is_told_at_once_and_one_that_does_after_the_patie
     let range = ByteRange::new(0, 8192);
     let recorders: Vec<Arc<Recorder>> = (0..10).map(|_| Arc::default()).collect();
     for recorder in &recorders {
-        store.read(Read { ranges: vec![range], epoch: 1, urgency: Urgency::Background, sink: recorder.clone() });
+        store.read(Read {
+            ranges: vec![range],
+            epoch: 1,
+            urgency: Urgency::Background,
+            sink: recorder.clone(),
+        });
     }
     assert!(recorders.iter().all(|recorder| !recorder.has_ended()));
     drop(store);
@@ -305,7 +317,12 @@ fn one_read_may_be_longer_and_have_more_ranges_than_one_message() {
             let (sender, receiver) = std::sync::mpsc::sync_channel(1);
             let sink = Arc::new(Count(0.into(), sender));
             let total: u64 = ranges.iter().map(|range| range.len()).sum();
-            store.read(Read { ranges, epoch: store.info().epoch, urgency: Urgency::Background, sink: sink.clone() });
+            store.read(Read {
+                ranges,
+                epoch: store.info().epoch,
+                urgency: Urgency::Background,
+                sink: sink.clone(),
+            });
             let end = receiver.recv_timeout(support::HANG).unwrap();
             end.unwrap_or_else(|error| panic!("{name}, {total} bytes: {error}"));
             assert_eq!(sink.0.load(std::sync::atomic::Ordering::SeqCst), total, "{name}");

@@ -39,10 +39,17 @@ fn request() -> impl Strategy<Value = Request> {
         }),
         any::<u32>().prop_map(|handle| Request::Close { handle }),
         name().prop_map(|name| Request::Info { name }),
-        (any::<(u32, u64)>(), ranges())
-            .prop_map(|((handle, epoch), ranges)| Request::Read { handle, epoch, ranges }),
-        (any::<(u32, u64, u64)>(), ranges())
-            .prop_map(|((handle, epoch, credit), ranges)| Request::Stream { handle, epoch, credit, ranges }),
+        (any::<(u32, u64)>(), ranges()).prop_map(|((handle, epoch), ranges)| Request::Read {
+            handle,
+            epoch,
+            ranges
+        }),
+        (any::<(u32, u64, u64)>(), ranges()).prop_map(|((handle, epoch, credit), ranges)| Request::Stream {
+            handle,
+            epoch,
+            credit,
+            ranges
+        }),
         any::<u32>().prop_map(|handle| Request::Refresh { handle }),
         Just(Request::Unknown(FrameType::WRITE)),
     ]

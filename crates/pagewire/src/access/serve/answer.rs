@@ -28,7 +28,9 @@ pub(super) fn read(
         return outgoing.reply(id, &Reply::End { sent: 0 });
     }
     let state = Mutex::new(State { left, deferred: false, ended: false });
-    let answer = Arc::new(Answer { outgoing: outgoing.clone(), id, pin: pin.clone(), state });
+    outgoing.begin_read(ranges.len());
+    let answer =
+        Arc::new(Answer { outgoing: outgoing.clone(), id, pin: pin.clone(), ranges: ranges.len(), state });
     let (region, epoch) = (pin.region(), pin.epoch());
     if region.is_immutable() {
         return region.read(Read { ranges, epoch, urgency, sink: answer });
@@ -48,6 +50,8 @@ struct Answer {
     outgoing: Arc<Outgoing>,
     id: u64,
     pin: Arc<Pin>,
+    /// How many ranges were asked for.
+    ranges: usize,
     /// Held while a frame is sent: frames leave in the order in which they are counted.
     state: Mutex<State>,
 }
@@ -92,13 +96,19 @@ impl Answer {
             return;
         }
         state.ended = true;
-        let error = result.err().unwrap_or_else(|| {
-            Error::new(ErrorKind::Io, format!("the store left out {} bytes", state.left))
-        });
+        let error = result
+            .err()
+            .unwrap_or_else(|| Error::new(ErrorKind::Io, format!("the store left out {} bytes", state.left)));
         let epoch = self.pin.region().info().epoch;
         let mut frame = Vec::new();
         Reply::Error(error.to_wire(epoch)).encode(self.id, &mut frame);
         self.send(&mut state, &[&frame]);
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        self.outgoing.end_read(self.ranges);
     }
 }
 

@@ -79,8 +79,7 @@ fn greet(
         return Ok(None);
     };
     let session = Session::join(&shared.sessions, hello.session, hello.role, outgoing)?;
-    let reply =
-        HelloReply { version, features: 0, instance: shared.instance, agent: AGENT.into() };
+    let reply = HelloReply { version, features: 0, instance: shared.instance, agent: AGENT.into() };
     outgoing.reply(header.id, &Reply::Hello(reply));
     Ok(Some((session, hello.role)))
 }
@@ -102,13 +101,20 @@ fn serve(
     loop {
         let (header, body) = match reader.next(connection) {
             Ok(frame) => frame,
-            Err(FrameError::Io(error)) if error.kind() == io::ErrorKind::WouldBlock && session.has_primary() => {
+            Err(FrameError::Io(error))
+                if error.kind() == io::ErrorKind::WouldBlock && session.has_primary() =>
+            {
                 connection.set_timeouts(Some(shared.options.send_timeout), None)?;
                 continue;
             }
             Err(error) => return Err(error),
         };
         match header.kind.class() {
+            // The client has lost its primary connection and does not know yet. What it asks here would
+            // fail for want of a handle; a lost connection is what it knows how to live with.
+            Class::Request if role == Role::Bulk && !session.has_primary() => {
+                return Err(io::Error::from(io::ErrorKind::NotConnected).into());
+            }
             Class::Request => {
                 let request = Request::decode(&header, body)?;
                 let kind = request.kind();

@@ -45,7 +45,12 @@ impl Holes {
     }
 
     /// `range` cut where holes begin and end; a page that holds any data is data.
-    fn runs(&self, file: BorrowedFd<'_>, range: ByteRange, length: u64) -> io::Result<Vec<(ByteRange, bool)>> {
+    fn runs(
+        &self,
+        file: BorrowedFd<'_>,
+        range: ByteRange,
+        length: u64,
+    ) -> io::Result<Vec<(ByteRange, bool)>> {
         let mut runs = Vec::new();
         let mut at = range.start;
         while at < range.end {

@@ -14,6 +14,10 @@ use crate::transport::Connection;
 /// keeps. More makes the peer one that has stopped reading.
 const MAX_DEFERRED: usize = 16 << 20;
 
+/// How many ranges the reads under way on one connection may have in all. Whoever asks for more waits:
+/// a store that answers late must not make requests pile up.
+const MAX_UNDER_WAY: usize = 32 << 10;
+
 /// The sending side of a connection.
 pub(super) struct Outgoing {
     connection: Connection,
@@ -29,6 +33,8 @@ pub(super) struct Outgoing {
 struct Deferred {
     frames: VecDeque<Vec<u8>>,
     bytes: usize,
+    /// How many ranges the reads under way have.
+    under_way: usize,
     started: bool,
     closed: bool,
 }
@@ -116,6 +122,21 @@ impl Outgoing {
         let mut deferred = self.deferred.lock().expect("no holder panics");
         deferred.closed = true;
         deferred.frames.clear();
+        self.arrived.notify_all();
+    }
+
+    /// A read of so many ranges begins, as soon as there is room for it.
+    pub(super) fn begin_read(&self, ranges: usize) {
+        let mut deferred = self.deferred.lock().expect("no holder panics");
+        while !deferred.closed && deferred.under_way > 0 && deferred.under_way + ranges > MAX_UNDER_WAY {
+            deferred = self.arrived.wait(deferred).expect("no holder panics");
+        }
+        deferred.under_way += ranges;
+    }
+
+    /// A read of so many ranges has ended.
+    pub(super) fn end_read(&self, ranges: usize) {
+        self.deferred.lock().expect("no holder panics").under_way -= ranges;
         self.arrived.notify_all();
     }
 

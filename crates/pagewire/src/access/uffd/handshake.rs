@@ -73,7 +73,8 @@ pub(super) fn receive(stream: &UnixStream) -> Result<Handshake> {
 /// assert_eq!(pagewire::access::uffd::parse_mappings(text).unwrap()[0].size, 8192);
 /// ```
 pub fn parse_mappings(text: &str) -> Result<Vec<GuestMapping>> {
-    let wrong = |text: String| Error::new(ErrorKind::Protocol, format!("the mappings of a VM monitor: {text}"));
+    let wrong =
+        |text: String| Error::new(ErrorKind::Protocol, format!("the mappings of a VM monitor: {text}"));
     let written: Vec<Written> = serde_json::from_str(text).map_err(|error| wrong(error.to_string()))?;
     if written.is_empty() {
         return Err(wrong("there are none".into()));
@@ -92,7 +93,9 @@ pub fn parse_mappings(text: &str) -> Result<Vec<GuestMapping>> {
         let (base, size, offset) = (mapping.base_host_virt_addr, mapping.size, mapping.offset);
         let aligned = [base, size, offset].iter().all(|value| value.is_multiple_of(page_size));
         if !aligned || size == 0 || base.checked_add(size).is_none() || offset.checked_add(size).is_none() {
-            return Err(wrong(format!("{size} bytes at {base} from {offset} on are not whole pages of {page_size}")));
+            return Err(wrong(format!(
+                "{size} bytes at {base} from {offset} on are not whole pages of {page_size}"
+            )));
         }
         mappings.push(GuestMapping { base, size, offset, page_size });
     }

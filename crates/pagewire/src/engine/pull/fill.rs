@@ -85,7 +85,11 @@ impl Sink for BackgroundFill {
         let ByteRange { end, .. } = part.range();
         if end > inner.geometry.length() {
             // Not for us; what is missing at the end of the answer is asked for again.
-            return tracing::warn!(region = inner.pin.region().name(), end, "bytes past the end of the region");
+            return tracing::warn!(
+                region = inner.pin.region().name(),
+                end,
+                "bytes past the end of the region"
+            );
         }
         inner.frontier.store(end, Ordering::Relaxed);
         inner.counters.background_bytes.fetch_add(part.range().len(), Ordering::Relaxed);

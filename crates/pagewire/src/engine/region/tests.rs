@@ -26,10 +26,8 @@ impl Sink for Collect {
 /// The first `length` bytes of the region at `epoch`.
 fn image(region: &Region, epoch: u64, length: u64) -> Result<Vec<u8>> {
     let (sender, receiver) = mpsc::sync_channel(1);
-    let sink = Arc::new(Collect {
-        bytes: Mutex::new(vec![0; length as usize]),
-        done: Mutex::new(Some(sender)),
-    });
+    let sink =
+        Arc::new(Collect { bytes: Mutex::new(vec![0; length as usize]), done: Mutex::new(Some(sender)) });
     let ranges = vec![ByteRange::new(0, length)];
     region.read(Read { ranges, epoch, urgency: Urgency::Background, sink: sink.clone() });
     receiver.recv().unwrap()?;

@@ -46,7 +46,10 @@ impl FakeServer {
     }
 
     /// Greets like an honest server, opens a region of `length` bytes, and leaves the rest to `answer`.
-    pub(crate) fn of_region(length: u64, answer: impl Fn(&mut Raw, u64, Request) + Send + Sync + 'static) -> Self {
+    pub(crate) fn of_region(
+        length: u64,
+        answer: impl Fn(&mut Raw, u64, Request) + Send + Sync + 'static,
+    ) -> Self {
         Self::answering(move |raw, id, request| match request {
             Request::Open { .. } => raw.answer(id, &Reply::Opened { handle: 1, info: info(length) }),
             request => answer(raw, id, request),

@@ -45,7 +45,10 @@ pub(crate) fn file_region(path: &Path) -> Arc<Region> {
 }
 
 /// A server of `regions` at `address`, and where it listens.
-pub(crate) fn serve(regions: impl IntoIterator<Item = Arc<Region>>, address: &PeerAddress) -> (Server, PeerAddress) {
+pub(crate) fn serve(
+    regions: impl IntoIterator<Item = Arc<Region>>,
+    address: &PeerAddress,
+) -> (Server, PeerAddress) {
     serve_with(regions, address, ServerOptions::default())
 }
 
@@ -83,14 +86,20 @@ pub(crate) fn map_options(order: PullOrder) -> MapOptions {
 }
 
 /// Maps the region `name` at `peer`.
-pub(crate) fn map(peer: &PeerAddress, name: &str, order: PullOrder, remote: &RemoteOptions) -> Result<Mapping> {
+pub(crate) fn map(
+    peer: &PeerAddress,
+    name: &str,
+    order: PullOrder,
+    remote: &RemoteOptions,
+) -> Result<Mapping> {
     Mapping::open_with(&format!("{}", region_at(peer, name)).parse().unwrap(), &map_options(order), remote)
 }
 
 /// Whether tests that need a userfaultfd are to run. Without one they fail, unless
 /// `PAGEWIRE_TEST_SKIP` names it.
 pub(crate) fn has_userfaultfd() -> bool {
-    let skipped = std::env::var("PAGEWIRE_TEST_SKIP").is_ok_and(|names| names.split(',').any(|n| n == "userfaultfd"));
+    let skipped =
+        std::env::var("PAGEWIRE_TEST_SKIP").is_ok_and(|names| names.split(',').any(|n| n == "userfaultfd"));
     if skipped {
         eprintln!("skipped: PAGEWIRE_TEST_SKIP names userfaultfd");
     }
@@ -107,7 +116,11 @@ pub(crate) fn wait_until(what: &str, mut ready: impl FnMut() -> bool) {
 }
 
 /// Runs `work` on a thread of its own, and fails with `what` when it hangs.
-pub(crate) fn within<T: Send + 'static>(what: &str, limit: Duration, work: impl FnOnce() -> T + Send + 'static) -> T {
+pub(crate) fn within<T: Send + 'static>(
+    what: &str,
+    limit: Duration,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> T {
     let (sender, receiver) = std::sync::mpsc::sync_channel(1);
     let thread = std::thread::spawn(move || {
         // The test has failed already if nobody listens.

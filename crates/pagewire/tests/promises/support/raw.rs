@@ -6,8 +6,8 @@ use std::net::{Shutdown, TcpStream};
 use pagewire::ByteRange;
 use pagewire::address::PeerAddress;
 use pagewire_core::wire::{
-    DataHeader, Encoding, HEADER_LEN, Header, Hello, Notification, OpenMode, RegionInfo, RemoteError, Reply, Request, Role,
-    Trailer, VERSION,
+    DataHeader, Encoding, HEADER_LEN, Header, Hello, Notification, OpenMode, RegionInfo, RemoteError, Reply,
+    Request, Role, Trailer, VERSION,
 };
 
 use super::HANG;
@@ -76,7 +76,15 @@ impl Raw {
     }
 
     /// Sends a data frame.
-    pub(crate) fn data(&mut self, id: u64, range: ByteRange, epoch: u64, bytes: &[u8], trailer: Option<Trailer>, last: bool) {
+    pub(crate) fn data(
+        &mut self,
+        id: u64,
+        range: ByteRange,
+        epoch: u64,
+        bytes: &[u8],
+        trailer: Option<Trailer>,
+        last: bool,
+    ) {
         let header = DataHeader { range, epoch, encoding: Encoding::Raw, last, trailer: trailer.is_some() };
         let mut frame = header.encode(id).to_vec();
         frame.extend_from_slice(bytes);
@@ -90,7 +98,9 @@ impl Raw {
         let mut bytes = [0; HEADER_LEN];
         match self.stream.read_exact(&mut bytes) {
             Ok(()) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => panic!("no frame comes, and no end"),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                panic!("no frame comes, and no end")
+            }
             Err(_) => return None,
         }
         let header = Header::decode(&bytes).expect("a frame");

@@ -88,7 +88,12 @@ impl Recorder {
 }
 
 /// Reads, waits, and checks what holds for every answer. Answers the end and whether all came.
-pub(crate) fn read(store: &dyn Store, ranges: &[ByteRange], urgency: Urgency, model: &[u8]) -> (Result<()>, bool) {
+pub(crate) fn read(
+    store: &dyn Store,
+    ranges: &[ByteRange],
+    urgency: Urgency,
+    model: &[u8],
+) -> (Result<()>, bool) {
     let recorder = Arc::new(Recorder::default());
     let epoch = store.info().epoch;
     store.read(Read { ranges: ranges.to_vec(), epoch, urgency, sink: recorder.clone() });

@@ -64,7 +64,8 @@ impl Actor {
         let deadline = Instant::now() + HANG;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let line = self.lines.recv_timeout(left).unwrap_or_else(|_| panic!("the process never said '{key}'"));
+            let line =
+                self.lines.recv_timeout(left).unwrap_or_else(|_| panic!("the process never said '{key}'"));
             if let Some((_, rest)) = line.split_once(key) {
                 return rest.trim().to_owned();
             }

@@ -117,9 +117,10 @@ impl GuestMemory {
 
     /// Answers a fault with zeroes, if the memory was given up.
     pub(super) fn zero_if_removed(&self, address: u64) -> Zeroed {
-        let found = self.mappings.iter().find(|mapping| {
-            (mapping.base..mapping.base + mapping.size).contains(&address)
-        });
+        let found = self
+            .mappings
+            .iter()
+            .find(|mapping| (mapping.base..mapping.base + mapping.size).contains(&address));
         let Some(mapping) = found else { return Zeroed::Unknown };
         let address = round_down(address, mapping.page_size);
         let offset = address - mapping.base + mapping.offset;
