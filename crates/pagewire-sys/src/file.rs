@@ -94,14 +94,14 @@ pub fn pread_nowait(file: BorrowedFd<'_>, buffer: &mut [u8], at: u64) -> io::Res
 ///
 /// What fstatfs answers.
 pub fn is_in_memory(file: BorrowedFd<'_>) -> io::Result<bool> {
-    const KINDS: [i64; 3] = [libc::TMPFS_MAGIC as i64, RAMFS_MAGIC, libc::HUGETLBFS_MAGIC as i64];
-    const RAMFS_MAGIC: i64 = 0x8584_58f6;
+    const KINDS: [libc::c_long; 3] = [libc::TMPFS_MAGIC, RAMFS_MAGIC, libc::HUGETLBFS_MAGIC];
+    const RAMFS_MAGIC: libc::c_long = 0x8584_58f6;
     let mut found = std::mem::MaybeUninit::<libc::statfs>::uninit();
     // SAFETY: the kernel writes one statfs, for which there is room.
     check(unsafe { libc::fstatfs(file.as_raw_fd(), found.as_mut_ptr()) })?;
     // SAFETY: the call has succeeded, so all of it is written.
     let found = unsafe { found.assume_init() };
-    Ok(KINDS.contains(&(found.f_type as i64)))
+    Ok(KINDS.contains(&found.f_type))
 }
 
 /// Tells the kernel that the range will be read soon; it starts to read it and does not wait. Length 0 means to the

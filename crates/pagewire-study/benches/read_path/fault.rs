@@ -25,6 +25,9 @@ const CHUNK: u64 = 64 << 10;
 /// A touch that takes longer has waited: one of a byte that is there takes well under one.
 const WAITED: Duration = Duration::from_micros(5);
 
+/// A pull at full speed that brings nothing for so long has stopped.
+const STALLED: Duration = Duration::from_secs(10);
+
 /// What the background pull may have on its way: faults stay ahead of it by so much.
 const AHEAD: u64 = 24 << 20;
 
@@ -82,6 +85,7 @@ fn busy(region: &StoreAddress, seed: u64) -> Result<Vec<Duration>, Failure> {
     let mapping = Mapping::open_with(region, &options, &RemoteOptions::default())?;
     let length = mapping.len() as u64;
     let (mut state, mut touched, mut times) = (seed, HashSet::new(), Vec::new());
+    let (mut brought, mut moved) = (0, Instant::now());
     loop {
         let before = mapping.progress();
         // In order, so about so much of the beginning is there; behind that is what was touched.
@@ -89,8 +93,15 @@ fn busy(region: &StoreAddress, seed: u64) -> Result<Vec<Duration>, Failure> {
         if from >= length || before.is_complete() {
             return Ok(times);
         }
+        if before.background_bytes > brought {
+            (brought, moved) = (before.background_bytes, Instant::now());
+        } else if moved.elapsed() > STALLED {
+            return Err(format!("the background pull stands still: {before:?}").into());
+        }
         let place = from / CHUNK + split_mix(&mut state) % ((length - from) / CHUNK).max(1);
         if !touched.insert(place) {
+            // Few are left; a loop that only looks for one would take the processor from the pull.
+            std::thread::yield_now();
             continue;
         }
         let time = touch(&mapping, place * CHUNK);

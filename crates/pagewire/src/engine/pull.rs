@@ -365,7 +365,7 @@ impl Inner {
     }
 
     /// A chunk cannot be had: whoever waits for it gets an error.
-    fn fail(&self, chunk: ChunkIndex, error: Error) {
+    fn fail(&self, chunk: ChunkIndex, error: &Error) {
         if self.is_closed() {
             return;
         }

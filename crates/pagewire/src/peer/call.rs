@@ -4,6 +4,7 @@
 //! that the request has failed. [`Call`] sees to it that the sink's `done` is called once, and after
 //! the last `part` has returned: whoever leaves last, of those who deliver and those who end, calls it.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
@@ -59,7 +60,7 @@ struct State {
     delivering: usize,
     /// What a read still lacks: which bytes, not how many, so that a piece that comes twice never
     /// stands for one that does not come.
-    missing: Vec<ByteRange>,
+    missing: VecDeque<ByteRange>,
     /// How many bytes of ranges have been delivered.
     received: u64,
     /// How many bytes there will be in all, once that is known.
@@ -71,8 +72,8 @@ struct State {
 impl Call {
     pub(crate) fn new(ask: Ask, answer: Answer, deadline: Option<Instant>) -> Self {
         let missing = match &ask {
-            Ask::Read { ranges, .. } => ranges.clone(),
-            Ask::Stream { .. } | Ask::Control => Vec::new(),
+            Ask::Read { ranges, .. } => ranges.iter().copied().collect(),
+            Ask::Stream { .. } | Ask::Control => VecDeque::new(),
         };
         let total = match &ask {
             Ask::Read { .. } => Some(missing.iter().map(|range| range.len()).sum()),
@@ -93,18 +94,20 @@ impl Call {
             return Err(Error::new(ErrorKind::Protocol, "data answers a request that asked for none"));
         };
         let range = part.range();
-        if let Ask::Read { ranges, .. } = &self.ask
-            && !ranges.iter().any(|asked| asked.contains(range))
-        {
-            return Err(Error::new(ErrorKind::Protocol, format!("bytes {range}, which were not asked for")));
-        }
         let new = {
             let mut state = self.lock();
             if state.outcome.is_some() {
                 return Ok(false);
             }
             let new = match &self.ask {
-                Ask::Read { .. } => take(&mut state.missing, range),
+                Ask::Read { ranges, .. } => {
+                    let is_next = state.missing.front().is_some_and(|front| front.contains(range));
+                    if !is_next && !ranges.iter().any(|asked| asked.contains(range)) {
+                        let text = format!("bytes {range}, which were not asked for");
+                        return Err(Error::new(ErrorKind::Protocol, text));
+                    }
+                    take(&mut state.missing, range)
+                }
                 Ask::Stream { .. } | Ask::Control => vec![range],
             };
             if new.is_empty() {
@@ -168,7 +171,7 @@ impl Call {
 
     /// What a read has to ask for again after a lost connection.
     pub(crate) fn missing(&self) -> Vec<ByteRange> {
-        self.lock().missing.clone()
+        self.lock().missing.iter().copied().collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -192,11 +195,12 @@ impl Call {
     }
 }
 
-/// Takes what `missing` has of `range` out of it.
-fn take(missing: &mut Vec<ByteRange>, range: ByteRange) -> Vec<ByteRange> {
-    let mut taken = Vec::new();
-    let mut at = 0;
-    while at < missing.len() {
+/// Takes what `missing` has of `range` out of it. Answers come in the order of the ranges at most
+/// times, and so this ends at the front.
+fn take(missing: &mut VecDeque<ByteRange>, range: ByteRange) -> Vec<ByteRange> {
+    let mut taken = Vec::with_capacity(1);
+    let (mut at, mut left) = (0, range.len());
+    while at < missing.len() && left > 0 {
         let from = missing[at];
         let new = from.intersect(range);
         if new.is_empty() {
@@ -204,11 +208,17 @@ fn take(missing: &mut Vec<ByteRange>, range: ByteRange) -> Vec<ByteRange> {
             continue;
         }
         taken.push(new);
-        let rest = [ByteRange::new(from.start, new.start), ByteRange::new(new.end, from.end)];
-        let rest = rest.into_iter().filter(|range| !range.is_empty());
-        let count = rest.clone().count();
-        missing.splice(at..=at, rest);
-        at += count;
+        left -= new.len();
+        let (before, after) = (ByteRange::new(from.start, new.start), ByteRange::new(new.end, from.end));
+        match (before.is_empty(), after.is_empty()) {
+            (true, true) => drop(missing.remove(at)),
+            (true, false) => missing[at] = after,
+            (false, true) => missing[at] = before,
+            (false, false) => {
+                missing[at] = before;
+                missing.insert(at + 1, after);
+            }
+        }
     }
     taken
 }
@@ -216,17 +226,19 @@ fn take(missing: &mut Vec<ByteRange>, range: ByteRange) -> Vec<ByteRange> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
     #[derive(Default)]
     struct Counting {
         inside: AtomicUsize,
         done: AtomicUsize,
+        bytes: AtomicU64,
         late: AtomicBool,
     }
 
     impl Sink for Counting {
-        fn part(&self, _: Part<'_>) {
+        fn part(&self, part: Part<'_>) {
+            self.bytes.fetch_add(part.range().len(), Ordering::SeqCst);
             self.inside.fetch_add(1, Ordering::SeqCst);
             std::thread::yield_now();
             if self.done.load(Ordering::SeqCst) > 0 {
@@ -269,6 +281,20 @@ mod tests {
             assert_eq!(sink.done.load(Ordering::SeqCst), 1);
             assert!(!sink.late.load(Ordering::SeqCst));
         }
+    }
+
+    #[test]
+    fn what_comes_twice_is_passed_on_once_and_stands_for_nothing_else() {
+        let sink = Arc::new(Counting::default());
+        let pages = |from: u64, to: u64| Part::Zero(ByteRange::new(from * 4096, to * 4096));
+        let call = read(&[ByteRange::new(0, 8 * 4096), ByteRange::new(16 * 4096, 17 * 4096)], sink.clone());
+        for (from, to) in [(2, 4), (2, 4), (1, 5), (1, 5), (16, 17), (16, 17), (5, 8)] {
+            assert!(!call.deliver(pages(from, to)).unwrap());
+        }
+        assert_eq!(call.missing(), [ByteRange::new(0, 4096)]);
+        assert!(call.deliver(pages(0, 8)).unwrap());
+        assert_eq!(sink.bytes.load(Ordering::SeqCst), 9 * 4096);
+        assert_eq!(sink.done.load(Ordering::SeqCst), 1);
     }
 
     #[test]

@@ -62,7 +62,7 @@ impl Sink for Fill {
             Some(gap) => Err(Error::new(ErrorKind::Io, format!("the answer left out bytes {gap}"))),
         });
         if let Err(error) = result {
-            inner.fail(self.chunk, error);
+            inner.fail(self.chunk, &error);
         }
     }
 }
