@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use pagewire_core::wire::{
-    Hello, HelloReply, OLDEST_VERSION, RegionId, RegionInfo, Reply, Request, Role, SessionToken, VERSION,
+    Class, Hello, HelloReply, Malformed, OLDEST_VERSION, RegionId, RegionInfo, Reply, Request, Role,
+    SessionToken, VERSION,
 };
 
 use super::AGENT;
@@ -119,11 +120,19 @@ pub(super) fn greet(
 fn expect_reply(reader: &mut FrameReader, connection: &Connection, id: u64) -> Result<Reply, FrameError> {
     loop {
         let (header, body) = reader.next(connection)?;
-        if header.kind.class() == pagewire_core::wire::Class::Reply {
-            let reply = Reply::decode(&header, body)?;
-            // An error that comes unasked, with no request's id, is the answer to whatever was asked.
-            if header.id == id || matches!(reply, Reply::Error(_)) {
-                return Ok(reply);
+        match header.kind.class() {
+            Class::Reply => {
+                let reply = Reply::decode(&header, body)?;
+                // An error that comes unasked, with no request's id, is the answer to whatever was asked.
+                if header.id == id || matches!(reply, Reply::Error(_)) {
+                    return Ok(reply);
+                }
+            }
+            Class::Notification => {}
+            // To pass over it would be to lose bytes that somebody counts on.
+            Class::Request | Class::Data | Class::Invalid => {
+                let reason = "it comes before the reply".into();
+                return Err(Malformed { frame: header.kind.name(), reason }.into());
             }
         }
     }

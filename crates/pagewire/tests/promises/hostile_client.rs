@@ -427,3 +427,34 @@ fn a_read_that_asks_for_too_much_is_refused() {
     raw.send(72, &Request::Ping(vec![]));
     assert!(matches!(raw.reply(72), Reply::Pong(_)));
 }
+
+/// A client reads the reply to its HELLO before anything else, and would lose data that came earlier.
+#[test]
+fn a_bulk_connection_begins_with_the_reply_to_hello_though_a_stream_is_waiting() {
+    let stage = Stage::new(1 << 20);
+    for round in 0..40u8 {
+        let (mut primary, handle) = stage.opened(round);
+        let ranges = vec![ByteRange::new(0, 1 << 20)];
+        primary.send(9, &Request::Stream { handle, epoch: 1, credit: 1 << 30, ranges });
+        // The stream has begun when the PING behind it is answered.
+        primary.send(10, &Request::Ping(vec![round]));
+        assert!(matches!(primary.reply(10), Reply::Pong(_)));
+        let mut bulk = Raw::connect(&stage.address);
+        bulk.send(0, &Request::Hello(hello(Role::Bulk, [round; 16])));
+        let (header, _) = bulk.frame().expect("a frame");
+        assert_eq!(header.kind, FrameType::HELLO_REPLY, "round {round}");
+        let received: u64 = bulk_bytes(&mut bulk, 1 << 20);
+        assert_eq!(received, 1 << 20);
+    }
+    stage.check();
+}
+
+/// How many bytes of ranges the next data frames give, up to `expected`.
+fn bulk_bytes(bulk: &mut Raw, expected: u64) -> u64 {
+    let mut received = 0;
+    while received < expected {
+        let (_, body) = bulk.frame().expect("data");
+        received += DataHeader::decode(&body).expect("data").0.range.len();
+    }
+    received
+}

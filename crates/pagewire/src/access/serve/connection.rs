@@ -97,6 +97,8 @@ fn serve(
     if role == Role::Primary {
         crate::schedule::demand();
         connection.set_timeouts(Some(shared.options.send_timeout), None)?;
+    } else {
+        session.start_sending(outgoing)?;
     }
     loop {
         let (header, body) = match reader.next(connection) {

@@ -58,19 +58,18 @@ impl Session {
                 session.streams.set_primary(outgoing);
             }
             Role::Bulk if state.bulk.len() >= MAX_BULK => return Err(refused("too many bulk connections")),
-            Role::Bulk => {
-                state.bulk.push(outgoing.clone());
-                let (session, outgoing) = (session.clone(), outgoing.clone());
-                let sender = std::thread::Builder::new()
-                    .name("pw-stream".into())
-                    .spawn(move || extent::send_extents(&session.streams, &outgoing));
-                if sender.is_err() {
-                    return Err(refused("the server has no thread left"));
-                }
-            }
+            Role::Bulk => state.bulk.push(outgoing.clone()),
         }
         drop(state);
         Ok(session.clone())
+    }
+
+    /// Begins to send streams on a bulk connection, whose handshake must be over: its reply is the
+    /// first frame that a client expects.
+    pub(super) fn start_sending(self: &Arc<Self>, outgoing: &Arc<Outgoing>) -> std::io::Result<()> {
+        let (session, outgoing) = (self.clone(), outgoing.clone());
+        let sender = std::thread::Builder::new().name("pw-stream".into());
+        sender.spawn(move || extent::send_extents(&session.streams, &outgoing)).map(drop)
     }
 
     /// A connection has ended. The session ends with its primary connection.

@@ -186,6 +186,10 @@ impl Streams {
         let ended = state.take_ended();
         drop(state);
         ended.tell();
+        if payload < extent.range.len() {
+            // What the zeroes did not cost can be spent by those who have run out of credit.
+            self.work.notify_all();
+        }
     }
 
     pub(super) fn close(&self) {

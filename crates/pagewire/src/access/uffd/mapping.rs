@@ -114,9 +114,14 @@ impl Mapping {
     /// Moves on to the newest epoch of the region. Answers whether there was a newer one; if so, the
     /// bytes are at another address now, and arrive anew.
     ///
+    /// A region of a peer moves as a whole: other mappings of the same [`Region`] keep the bytes that
+    /// have arrived, and what has not is an error for them from then on. [`Mapping::open`] opens a
+    /// region for one mapping alone.
+    ///
     /// # Errors
     ///
-    /// As [`Mapping::map`], and if the store cannot be reached; the mapping is then what it was.
+    /// If the store cannot be reached; the mapping is then what it was. As [`Mapping::map`]; what has
+    /// not arrived in the mapping is then an error.
     pub fn refresh(&mut self) -> Result<bool> {
         if self.region.refresh()?.epoch == self.epoch {
             return Ok(false);

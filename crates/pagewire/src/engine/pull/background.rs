@@ -16,6 +16,9 @@ use crate::store::{Read, StreamRequest, Urgency};
 /// The shortest and the longest pause after a stream that failed or brought nothing.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
+/// After how long without a byte a stream is given up for a new one, where the pull itself never is.
+const SILENCE: Duration = Duration::from_secs(30);
+
 /// How much a store without streams is asked for at once, in bytes.
 const PIECE: u64 = 1 << 20;
 
@@ -136,7 +139,8 @@ impl Inner {
         let epoch = self.pin.epoch();
         let stream = self.pin.region().stream(StreamRequest { ranges, epoch, sink: Arc::new(sink) })?;
         *self.stream.lock().expect("no holder panics") = Some(stream);
-        let turn = self.options.heal_interval.min(self.options.give_up_after.unwrap_or(Duration::MAX));
+        let patience = self.options.give_up_after.unwrap_or(SILENCE);
+        let turn = self.options.heal_interval.min(patience);
         let mut count = self.pages.count();
         let mut moved = Instant::now();
         loop {
@@ -145,9 +149,13 @@ impl Inner {
             if self.pages.count() != count {
                 count = self.pages.count();
                 moved = Instant::now();
-            } else if matches!(ended, Err(mpsc::RecvTimeoutError::Timeout))
-                && self.options.give_up_after.is_some_and(|patience| moved.elapsed() >= patience)
-            {
+            } else if matches!(ended, Err(mpsc::RecvTimeoutError::Timeout)) && moved.elapsed() >= patience {
+                let region = self.pin.region().name();
+                tracing::warn!(
+                    region,
+                    ?patience,
+                    "no byte of the background pull has come; beginning it anew"
+                );
                 ended = Ok(Err(Error::new(ErrorKind::Unavailable, "the stream has fallen silent")));
             }
             let over = !matches!(ended, Err(mpsc::RecvTimeoutError::Timeout)) || self.is_closed();
