@@ -64,12 +64,19 @@ pub enum Fault {
     Soon(Instant),
 }
 
-/// What is so near to where the background pull is, in bytes, is on its way or about to be.
-const NEAR: u64 = 4 << 20;
+/// The frontier while there is no background pull.
+const NOWHERE: u64 = u64::MAX;
+
+/// What is missing behind where the background pull is, by at most so many bytes, is on its way on
+/// another connection: they are not equally fast, and each has a part of the window in flight.
+const BEHIND: u64 = 64 << 20;
+
+/// What is so far ahead of it, at most, is on its way or about to be.
+const AHEAD: u64 = 4 << 20;
 
 /// How long a fault waits for what is about to come in the background before it asks for it itself.
 /// On a busy machine the thread that has the bytes may have to wait for a processor for this long.
-const SOON: Duration = Duration::from_millis(5);
+const SOON: Duration = Duration::from_millis(20);
 
 /// Fills a local copy with one epoch of a region. Dropping it stops the pull; the copy stays as it is.
 pub struct Puller {
@@ -127,7 +134,7 @@ impl Puller {
             closed: AtomicBool::new(false),
             resting: Mutex::default(),
             closing: Condvar::new(),
-            frontier: AtomicU64::new(u64::MAX),
+            frontier: AtomicU64::new(NOWHERE),
             given_up: Mutex::default(),
             options,
             pin,
@@ -248,7 +255,8 @@ impl Inner {
         }
         // A program that reads along where the background pull is would ask for everything twice.
         let frontier = self.frontier.load(Ordering::Relaxed);
-        if offset.abs_diff(frontier) < NEAR && !self.asked.contains(chunk.0) {
+        let near = frontier.saturating_sub(BEHIND)..frontier.saturating_add(AHEAD);
+        if frontier != NOWHERE && near.contains(&offset) && !self.asked.contains(chunk.0) {
             return Fault::Soon(Instant::now() + SOON);
         }
         self.demand(chunk, Urgency::Demand);

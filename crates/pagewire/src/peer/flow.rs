@@ -14,6 +14,10 @@ use pagewire_core::pull::{Window, WindowLimits};
 /// than what a receiver can be asked to let lie in its socket buffers.
 const LIMITS: WindowLimits = WindowLimits { min: 4 << 20, initial: 16 << 20, max: 256 << 20 };
 
+/// On a fast network the time between two turns on the processor is longer than the round trip, and
+/// it is what a sender has to be able to bridge; else the two sides wake each other for every extent.
+const TURNS: Duration = Duration::from_millis(8);
+
 /// Rates are measured over at least this long: shorter ones measure the scheduler.
 const SAMPLE: Duration = Duration::from_millis(10);
 
@@ -59,9 +63,7 @@ impl Flow {
         state.sample_bytes += bytes;
         let elapsed = now.duration_since(state.sample_start);
         if elapsed >= SAMPLE {
-            if let Some(round_trip) = round_trip() {
-                state.window.on_round_trip(round_trip);
-            }
+            state.window.on_round_trip(round_trip().unwrap_or_default().max(TURNS));
             let sample = state.sample_bytes;
             state.window.on_delivered(sample, elapsed);
             state.sample_start = now;

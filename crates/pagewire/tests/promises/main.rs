@@ -14,6 +14,7 @@ mod gone;
 mod hostile_client;
 mod hostile_server;
 mod local_copies;
+mod mappings;
 mod network;
 mod overload;
 mod restart;

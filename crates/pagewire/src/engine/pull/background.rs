@@ -163,7 +163,7 @@ impl Inner {
                 // Out of the lock: the end of a stream is told to its sink on this thread.
                 let stream = self.stream.lock().expect("no holder panics").take();
                 drop(stream);
-                self.frontier.store(u64::MAX, Ordering::Relaxed);
+                self.frontier.store(super::NOWHERE, Ordering::Relaxed);
                 return ended.unwrap_or_else(|_| Err(Error::new(ErrorKind::Cancelled, "closed")));
             }
             self.heal();

@@ -1,28 +1,23 @@
 //! A region of a peer, mapped: the bytes are right, however they arrive.
 
 use std::io::Write;
-use std::sync::Arc;
 use std::time::Duration;
 
-use pagewire::access::serve::{Server, ServerOptions};
+use pagewire::access::serve::Server;
 use pagewire::access::uffd::{MapOptions, Mapping};
-use pagewire::engine::{PullOptions, Region};
-use pagewire::store::FileStore;
+use pagewire::engine::PullOptions;
 use pagewire::{ByteRange, ChunkSize, PullOrder};
 
-/// Bytes that differ from page to page and within a page.
+use crate::support;
+
 fn pattern(length: usize) -> Vec<u8> {
-    (0..length).map(|i| ((i / 4096) * 31 + i % 251) as u8).collect()
+    support::pattern(length, 3)
 }
 
 /// A server of one file on a free port, and the file's address there.
 fn serve(bytes: &[u8]) -> (Server, String, tempfile::NamedTempFile) {
-    let mut file = tempfile::NamedTempFile::new().unwrap();
-    file.write_all(bytes).unwrap();
-    let store = FileStore::open(file.path(), None, false).unwrap();
-    let region = Region::new("file", Arc::new(store)).unwrap();
-    let server = Server::new([region], ServerOptions::default()).unwrap();
-    let address = server.listen(&"pw://127.0.0.1:0".parse().unwrap()).unwrap();
+    let file = support::file(bytes);
+    let (server, address) = support::serve([support::file_region(file.path())], &support::anywhere());
     (server, format!("{address}/file"), file)
 }
 
@@ -33,6 +28,9 @@ fn options(order: PullOrder, chunk: u64) -> MapOptions {
 
 #[test]
 fn every_length_and_chunk_size_arrives_as_it_is() {
+    if !support::has_userfaultfd() {
+        return;
+    }
     for chunk in [4096, 64 << 10, 1 << 20] {
         for length in [0, 1, 4095, 4096, 4097, chunk - 1, chunk, chunk + 1, 3 * chunk + 5] {
             let bytes = pattern(length as usize);
@@ -47,6 +45,9 @@ fn every_length_and_chunk_size_arrives_as_it_is() {
 
 #[test]
 fn a_background_pull_fills_everything_without_a_fault() {
+    if !support::has_userfaultfd() {
+        return;
+    }
     let bytes = pattern(8 << 20);
     let (_server, address, _file) = serve(&bytes);
     let mapping = Mapping::open(&address, &MapOptions::default()).unwrap();
@@ -59,6 +60,9 @@ fn a_background_pull_fills_everything_without_a_fault() {
 
 #[test]
 fn what_is_not_touched_is_not_pulled() {
+    if !support::has_userfaultfd() {
+        return;
+    }
     let bytes = pattern(8 << 20);
     let (_server, address, _file) = serve(&bytes);
     let mapping = Mapping::open(&address, &options(PullOrder::None, 64 << 10)).unwrap();
@@ -72,6 +76,9 @@ fn what_is_not_touched_is_not_pulled() {
 
 #[test]
 fn threads_fault_everywhere_while_the_background_pull_runs() {
+    if !support::has_userfaultfd() {
+        return;
+    }
     let bytes = pattern(32 << 20);
     let (_server, address, _file) = serve(&bytes);
     for chunk in [4096, 64 << 10] {
@@ -94,6 +101,9 @@ fn threads_fault_everywhere_while_the_background_pull_runs() {
 
 #[test]
 fn a_mapping_can_be_dropped_at_any_moment() {
+    if !support::has_userfaultfd() {
+        return;
+    }
     let bytes = pattern(16 << 20);
     let (server, address, _file) = serve(&bytes);
     for step in 0..30u64 {
@@ -108,4 +118,39 @@ fn a_mapping_can_be_dropped_at_any_moment() {
         assert!(std::time::Instant::now() < deadline, "{} connections are left", server.connections());
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+#[test]
+fn a_program_that_reads_on_and_on_finds_the_next_chunks_there() {
+    if !support::has_userfaultfd() {
+        return;
+    }
+    let bytes = pattern(16 << 20);
+    let (_server, address, _file) = serve(&bytes);
+    let mapping = Mapping::open(&address, &options(PullOrder::None, 64 << 10)).unwrap();
+    assert!(*mapping == bytes);
+    // The last page is counted a moment after it can be read.
+    support::wait_until("everything is counted", || mapping.progress().is_complete());
+    let progress = mapping.progress();
+    assert!(progress.demand_reads < 256 / 2, "{progress:?}: readahead brings more than half of the chunks");
+}
+
+/// What an ordinary user gets: a system call that is given absent pages fails, until they are there.
+#[test]
+fn without_the_right_to_serve_the_kernel_pages_are_to_be_there_before_a_system_call() {
+    if !support::has_userfaultfd() {
+        return;
+    }
+    let bytes = pattern(300_000);
+    let (_server, address, _file) = serve(&bytes);
+    let options = MapOptions { user_mode_only: true, ..options(PullOrder::None, 64 << 10) };
+    let mapping = Mapping::open(&address, &options).unwrap();
+    assert!(mapping.is_user_mode_only());
+    let mut target = tempfile::tempfile().unwrap();
+    const EFAULT: i32 = 14;
+    assert_eq!(target.write(&mapping[..4096]).unwrap_err().raw_os_error(), Some(EFAULT));
+    assert_eq!(mapping[5000], bytes[5000], "the program's own accesses are served");
+    mapping.prefault(ByteRange::new(0, 300_000)).unwrap();
+    target.write_all(&mapping).unwrap();
+    assert_eq!(target.metadata().unwrap().len(), 300_000);
 }
