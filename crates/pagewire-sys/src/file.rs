@@ -211,14 +211,7 @@ pub struct FileIdentity {
 ///
 /// What statx answers.
 pub fn identity(file: BorrowedFd<'_>) -> io::Result<FileIdentity> {
-    let mask = libc::STATX_BASIC_STATS | libc::STATX_BTIME;
-    let mut status = MaybeUninit::<libc::statx>::zeroed();
-    // SAFETY: the path is an empty C string, and the kernel writes one statx.
-    check(unsafe {
-        libc::statx(file.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, mask, status.as_mut_ptr())
-    })?;
-    // SAFETY: zeroes but for what the kernel wrote; the struct is of integers.
-    let status = unsafe { status.assume_init() };
+    let status = status(file)?;
     let kind = match libc::mode_t::from(status.stx_mode) & libc::S_IFMT {
         libc::S_IFREG => FileKind::Regular,
         libc::S_IFBLK => FileKind::BlockDevice,
@@ -234,6 +227,27 @@ pub fn identity(file: BorrowedFd<'_>) -> io::Result<FileIdentity> {
         size: status.stx_size,
         kind,
     })
+}
+
+/// Bytes that the file takes on its device: as many as its size or more where it has no holes, unless the file
+/// system compresses.
+///
+/// # Errors
+///
+/// What statx answers.
+pub fn allocated(file: BorrowedFd<'_>) -> io::Result<u64> {
+    Ok(status(file)?.stx_blocks * 512)
+}
+
+fn status(file: BorrowedFd<'_>) -> io::Result<libc::statx> {
+    let mask = libc::STATX_BASIC_STATS | libc::STATX_BTIME;
+    let mut status = MaybeUninit::<libc::statx>::zeroed();
+    // SAFETY: the path is an empty C string, and the kernel writes one statx.
+    check(unsafe {
+        libc::statx(file.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, mask, status.as_mut_ptr())
+    })?;
+    // SAFETY: zeroes but for what the kernel wrote; the struct is of integers.
+    Ok(unsafe { status.assume_init() })
 }
 
 /// Bytes of a block device.

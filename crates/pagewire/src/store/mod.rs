@@ -15,11 +15,13 @@ pub mod wrap;
 
 mod blocking;
 mod contract;
+mod gather;
 
 pub use crate::sink::{Part, Sink};
 pub use blocking::Blocking;
 pub use contract::{Capabilities, Completion, Info, Lent, Read, Store, Stream, StreamRequest, Urgency};
 pub use file::FileStore;
+pub(crate) use gather::Gather;
 pub use memory::MemoryStore;
 pub use remote::{RemoteOptions, RemoteStore, describe, list};
 

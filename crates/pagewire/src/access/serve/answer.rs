@@ -1,15 +1,14 @@
 //! The answer to a READ: data frames as the store has the parts, the last one marked.
 
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Mutex};
 
 use pagewire_core::chunk::ByteRange;
 use pagewire_core::wire::{DataHeader, Encoding, MAX_PAYLOAD, Reply};
 
-use super::extent::is_zero;
 use super::outgoing::Outgoing;
 use crate::engine::Pin;
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::{Part, Read, Sink, Urgency};
+use crate::store::{Gather, Part, Read, Sink, Urgency};
 
 /// The most that is read at once from a region that can change, whose bytes are copied before they
 /// are sent.
@@ -38,7 +37,7 @@ pub(super) fn read(
     // Whoever commits waits for reads under way, so these must not last as long as the peer likes.
     for range in ranges.iter().flat_map(|range| range.split(PIECE)) {
         let answer = answer.clone();
-        let gather = Gather::with(range, move |result| match result {
+        let gather = Gather::new(range, move |result| match result {
             Ok(bytes) => answer.part(Part::Bytes { offset: range.start, bytes: &bytes }),
             Err(error) => answer.end(Err(error)),
         });
@@ -76,18 +75,20 @@ impl Answer {
         }
     }
 
-    fn send_piece(&self, range: ByteRange, bytes: Option<&[u8]>) {
+    /// Sends the bytes of `range`; none stand for zeroes.
+    fn send_piece(&self, range: ByteRange, bytes: &[u8]) {
         let mut state = self.state.lock().expect("no holder panics");
         if state.ended {
             return;
         }
         state.left = state.left.saturating_sub(range.len());
         state.ended = state.left == 0;
-        let encoding = if bytes.is_some() { Encoding::Raw } else { Encoding::Zero };
+        let encoding = if bytes.is_empty() { Encoding::Zero } else { Encoding::for_bytes(bytes) };
+        let payload = if encoding == Encoding::Zero { &[] } else { bytes };
         let epoch = self.pin.epoch();
         let header = DataHeader { range, epoch, encoding, last: state.ended, trailer: false };
         let prefix = header.encode(self.id);
-        self.send(&mut state, &[&prefix, bytes.unwrap_or(&[])]);
+        self.send(&mut state, &[&prefix, payload]);
     }
 
     fn end(&self, result: Result<()>) {
@@ -117,14 +118,14 @@ impl Sink for Answer {
         match part {
             Part::Zero(range) => {
                 for piece in range.split(u64::from(pagewire_core::wire::MAX_ZERO_SPAN)) {
-                    self.send_piece(piece, None);
+                    self.send_piece(piece, &[]);
                 }
             }
             Part::Bytes { offset, bytes } => {
                 for piece in part.range().split(u64::from(MAX_PAYLOAD)) {
                     let from = (piece.start - offset) as usize;
                     let bytes = &bytes[from..from + piece.len() as usize];
-                    self.send_piece(piece, (!is_zero(bytes)).then_some(bytes));
+                    self.send_piece(piece, bytes);
                 }
             }
         }
@@ -132,60 +133,5 @@ impl Sink for Answer {
 
     fn done(&self, result: Result<()>) {
         self.end(result);
-    }
-}
-
-/// The bytes of one range, put together from its parts.
-pub(super) struct Gather {
-    range: ByteRange,
-    state: Mutex<(Vec<u8>, u64, Option<Finish>)>,
-}
-
-type Finish = Box<dyn FnOnce(Result<Vec<u8>>) + Send>;
-
-impl Gather {
-    /// A sink that calls `finish` with the bytes.
-    fn with(range: ByteRange, finish: impl FnOnce(Result<Vec<u8>>) + Send + 'static) -> Arc<Self> {
-        let bytes = vec![0; range.len() as usize];
-        Arc::new(Self { range, state: Mutex::new((bytes, 0, Some(Box::new(finish)))) })
-    }
-
-    /// A sink, and where its bytes can be waited for.
-    pub(super) fn new(range: ByteRange) -> (Arc<Self>, mpsc::Receiver<Result<Vec<u8>>>) {
-        let (sender, receiver) = mpsc::sync_channel(1);
-        let gather = Self::with(range, move |result| {
-            // The other end waits until it has heard this.
-            let _ = sender.try_send(result);
-        });
-        (gather, receiver)
-    }
-}
-
-impl Sink for Gather {
-    fn part(&self, part: Part<'_>) {
-        let range = part.range();
-        if !self.range.contains(range) {
-            return;
-        }
-        let mut state = self.state.lock().expect("no holder panics");
-        if let Part::Bytes { bytes, .. } = part {
-            let from = (range.start - self.range.start) as usize;
-            state.0[from..from + bytes.len()].copy_from_slice(bytes);
-        }
-        state.1 += range.len();
-    }
-
-    fn done(&self, result: Result<()>) {
-        let (bytes, got, finish) = {
-            let mut state = self.state.lock().expect("no holder panics");
-            (std::mem::take(&mut state.0), state.1, state.2.take())
-        };
-        let Some(finish) = finish else { return };
-        finish(result.and_then(|()| {
-            if got == self.range.len() {
-                return Ok(bytes);
-            }
-            Err(Error::new(ErrorKind::Io, format!("the store left out bytes of {}", self.range)))
-        }));
     }
 }

@@ -6,70 +6,16 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use pagewire_core::chunk::{ByteRange, PAGE_SIZE};
+use pagewire_core::chunk::ByteRange;
 use pagewire_core::wire::{DataHeader, Encoding, Trailer};
 
 use super::outgoing::{Outgoing, Turn};
 use super::stream::{Extent, Streams};
-use crate::engine::Pin;
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::Urgency;
+use crate::store::{Gather, Read, Urgency};
 use crate::transport::{is_closed, lost};
-
-/// What is known of the holes of a lent file: the last run that was looked up. To look a run up can
-/// take long (the kernel walks the pages up to the next hole), so it is done once.
-#[derive(Default)]
-pub(super) struct Holes {
-    last: Mutex<Option<(ByteRange, bool)>>,
-}
-
-impl Holes {
-    /// The run that begins at `at` or before: where it ends, and whether it holds data.
-    fn run_at(&self, file: BorrowedFd<'_>, at: u64, length: u64) -> io::Result<(u64, bool)> {
-        let mut last = self.last.lock().expect("no holder panics");
-        if let Some((range, data)) = *last
-            && range.start <= at
-            && at < range.end
-        {
-            return Ok((range.end, data));
-        }
-        let found = match pagewire_sys::file::seek_data(file, at)? {
-            None => (length, false),
-            Some(data) if data > at => (data.min(length), false),
-            Some(_) => (pagewire_sys::file::seek_hole(file, at)?.min(length), true),
-        };
-        *last = Some((ByteRange::new(at, found.0), found.1));
-        Ok(found)
-    }
-
-    /// `range` cut where holes begin and end; a page that holds any data is data.
-    fn runs(
-        &self,
-        file: BorrowedFd<'_>,
-        range: ByteRange,
-        length: u64,
-    ) -> io::Result<Vec<(ByteRange, bool)>> {
-        let mut runs = Vec::new();
-        let mut at = range.start;
-        while at < range.end {
-            let (end, data) = self.run_at(file, at, length)?;
-            let end = if data {
-                end.next_multiple_of(PAGE_SIZE).min(range.end)
-            } else if end >= range.end {
-                range.end
-            } else {
-                end / PAGE_SIZE * PAGE_SIZE
-            };
-            // A hole that ends within its first page is no hole to us.
-            let (end, data) = if end <= at { ((at + PAGE_SIZE).min(range.end), true) } else { (end, data) };
-            runs.push((ByteRange::new(at, end), data));
-            at = end;
-        }
-        Ok(runs)
-    }
-}
 
 /// The life of the thread that sends on a bulk connection.
 pub(super) fn send_extents(streams: &Streams, outgoing: &Arc<Outgoing>) {
@@ -163,30 +109,18 @@ fn fill_up(turn: &Turn<'_>, mut count: u64) -> Result<()> {
 
 /// Sends an extent of a store that lends nothing.
 fn send_read(outgoing: &Outgoing, extent: &Extent) -> Result<u64> {
-    let bytes = read_pinned(&extent.pin, extent.range)?;
+    let (pin, range) = (&extent.pin, extent.range);
+    let bytes = Gather::wait(range, |sink| {
+        let (epoch, urgency) = (pin.epoch(), Urgency::Background);
+        pin.region().read(Read { ranges: vec![range], epoch, urgency, sink });
+    })?;
     let turn = outgoing.turn();
-    if is_zero(&bytes) {
-        send_zero(&turn, extent, extent.range)?;
+    let encoding = Encoding::for_bytes(&bytes);
+    if encoding == Encoding::Zero {
+        send_zero(&turn, extent, range)?;
         return Ok(0);
     }
-    let prefix = header(extent, extent.range, Encoding::Raw, false).encode(extent.stream);
+    let prefix = header(extent, range, encoding, false).encode(extent.stream);
     turn.send(&[&prefix, &bytes], false).map_err(not_sent)?;
-    Ok(extent.range.len())
-}
-
-/// The bytes of `range` at the pinned epoch.
-fn read_pinned(pin: &Pin, range: ByteRange) -> Result<Vec<u8>> {
-    let (gather, answer) = super::answer::Gather::new(range);
-    let (epoch, urgency) = (pin.epoch(), Urgency::Background);
-    pin.region().read(crate::store::Read { ranges: vec![range], epoch, urgency, sink: gather });
-    answer.recv().unwrap_or_else(|_| Err(Error::new(ErrorKind::Cancelled, "the store dropped a read")))
-}
-
-/// Whether every byte is zero: the first is, and each is like the one before it, which the library's
-/// `memcmp` finds out at the speed of memory.
-pub(super) fn is_zero(bytes: &[u8]) -> bool {
-    match bytes {
-        [] => true,
-        [first, rest @ ..] => *first == 0 && bytes[..rest.len()] == *rest,
-    }
+    Ok(range.len())
 }

@@ -11,10 +11,12 @@
 //! - [`answer`]: the answer to a READ.
 //! - [`stream`]: the order, the credit and the end of one stream.
 //! - [`extent`]: the bytes of one extent, by `sendfile` where the store lends its file.
+//! - [`holes`]: where a lent file holds no data.
 
 mod answer;
 mod connection;
 mod extent;
+mod holes;
 mod outgoing;
 mod session;
 mod stream;

@@ -6,7 +6,7 @@ use pagewire_core::chunk::ByteRange;
 use pagewire_core::pull::SendOrder;
 use pagewire_core::wire::Reply;
 
-use super::extent::Holes;
+use super::holes::Holes;
 use super::outgoing::Outgoing;
 use crate::engine::Pin;
 use crate::error::{Error, ErrorKind, Result};
