@@ -1,0 +1,246 @@
+//! The threads of a session: each connection's, which makes it again when it is lost, and the one that
+//! sees to the patience.
+
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use pagewire_core::wire::{InstanceId, Notification, RegionInfo, Role, SessionToken};
+
+use super::{Ask, Entry, RegionAddress, Shared};
+use crate::error::{Error, ErrorKind, Result};
+use crate::peer::frame::FrameError;
+use crate::peer::link::{Greeting, Link, Opened, greet};
+use crate::transport::lost;
+
+/// The shortest and the longest pause before a lost connection is made again.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+
+impl Shared {
+    pub(super) fn greet_primary(
+        &self,
+        generation: u64,
+        token: SessionToken,
+        was: Option<RegionInfo>,
+    ) -> Result<(Greeting, Opened)> {
+        let RegionAddress { peer, name } = &self.region;
+        let open = Some((name.as_str(), was.map(|was| (was.id, was.epoch))));
+        let (greeting, opened) =
+            greet(peer, Role::Primary, token, generation, open, self.options.connect_timeout)?;
+        match opened {
+            Some(Opened { info, .. })
+                if was.is_some_and(|was| {
+                    (was.id, was.epoch, was.length) != (info.id, info.epoch, info.length)
+                }) =>
+            {
+                let text = format!("{peer} opened another region, or another epoch, than '{name}' was");
+                Err(Error::new(ErrorKind::Changed, text))
+            }
+            Some(opened) => Ok((greeting, opened)),
+            None => Err(Error::new(ErrorKind::Protocol, format!("{peer} does not answer OPEN"))),
+        }
+    }
+
+    /// The life of the primary connection, again and again until the session is closed.
+    pub(super) fn keep_primary(&self, first: (Greeting, Opened), ready: &mpsc::SyncSender<()>) {
+        crate::schedule::demand();
+        let mut next = Some(first);
+        let mut pause = BACKOFF.0;
+        loop {
+            let (generation, token, was) = {
+                let state = self.lock();
+                if state.closed {
+                    return;
+                }
+                (state.generation, state.token, state.info)
+            };
+            let greeted = match next.take() {
+                Some(first) => Ok(first),
+                None => self.greet_primary(generation, token, Some(was)),
+            };
+            match greeted {
+                Ok((greeting, opened)) => {
+                    pause = BACKOFF.0;
+                    let Some(link) = self.primary_is_ready(
+                        &greeting.hello.instance,
+                        &opened,
+                        greeting.link,
+                        greeting.round_trip,
+                    ) else {
+                        return;
+                    };
+                    // Only the first time somebody waits for it.
+                    let _ = ready.try_send(());
+                    self.send_waiting();
+                    let end = self.receive(&link, greeting.reader);
+                    self.primary_is_lost(&link, &end);
+                }
+                Err(error) => {
+                    if !error.can_retry() {
+                        tracing::warn!(region = %self.region, %error, "the region cannot be opened again");
+                        self.lock().failure = Some(error.clone());
+                        self.fail_calls(|_| true, || error.clone());
+                    }
+                    if self.pause(pause) {
+                        return;
+                    }
+                    pause = (pause * 2).min(BACKOFF.1);
+                }
+            }
+        }
+    }
+
+    pub(super) fn primary_is_ready(
+        &self,
+        instance: &InstanceId,
+        opened: &Opened,
+        link: Link,
+        round_trip: Duration,
+    ) -> Option<Arc<Link>> {
+        let link = Arc::new(link);
+        {
+            let mut state = self.lock();
+            if state.closed {
+                return None;
+            }
+            if state.instance != *instance && state.instance != [0; 16] {
+                tracing::warn!(region = %self.region, "the server was restarted; going on where it was");
+            }
+            state.primary = Some(link.clone());
+            state.handle = opened.handle;
+            state.info = opened.info;
+            state.instance = *instance;
+            state.failure = None;
+            state.round_trip = round_trip;
+        }
+        self.changed.notify_all();
+        Some(link)
+    }
+
+    pub(super) fn primary_is_lost(&self, link: &Link, cause: &FrameError) {
+        link.kill();
+        let bulk: Vec<Arc<Link>> = {
+            let mut state = self.lock();
+            if state.closed {
+                return;
+            }
+            state.primary = None;
+            state.generation += 1;
+            state.token = crate::peer::random_id();
+            state.bulk.iter_mut().filter_map(Option::take).collect()
+        };
+        tracing::warn!(region = %self.region, error = %cause, "lost the connection; making it again");
+        self.changed.notify_all();
+        bulk.iter().for_each(|link| link.kill());
+        self.fail_unrepeatable(cause);
+    }
+
+    /// Ends the calls that are not sent again on another link.
+    pub(super) fn fail_unrepeatable(&self, cause: &FrameError) {
+        let unrepeatable = |entry: &Entry| !matches!(entry.call.ask, Ask::Read { .. });
+        self.fail_calls(unrepeatable, || lost(&self.region, cause));
+    }
+
+    /// The streams under way.
+    pub(super) fn streams(&self) -> Vec<u64> {
+        let is_stream = |entry: &Arc<Entry>| matches!(entry.call.ask, Ask::Stream { .. });
+        self.calls().iter().filter(|(_, entry)| is_stream(entry)).map(|(id, _)| *id).collect()
+    }
+
+    /// Tells the peer that nobody waits for these streams any more.
+    pub(super) fn cancel(&self, streams: &[u64]) {
+        let Ok((link, _)) = self.primary() else { return };
+        link.send(|out| {
+            streams.iter().for_each(|&request| Notification::Cancel { request }.encode(out));
+        });
+    }
+
+    /// The life of one bulk connection, again and again until the session is closed.
+    pub(super) fn keep_bulk(&self, index: usize) {
+        crate::schedule::bulk();
+        let mut pause = BACKOFF.0;
+        loop {
+            let (generation, token) = {
+                let state = self.lock();
+                if state.closed {
+                    return;
+                }
+                (state.generation, state.token)
+            };
+            let peer = &self.region.peer;
+            let greeted = greet(peer, Role::Bulk, token, generation, None, self.options.connect_timeout);
+            match greeted {
+                Ok((greeting, _)) => {
+                    pause = BACKOFF.0;
+                    let Some(link) = self.bulk_is_ready(index, greeting.link) else { continue };
+                    self.send_waiting();
+                    let end = self.receive(&link, greeting.reader);
+                    self.bulk_is_lost(index, &link, &end);
+                }
+                Err(error) => {
+                    tracing::debug!(region = %self.region, %error, "a bulk connection failed");
+                    if self.pause(pause) {
+                        return;
+                    }
+                    pause = (pause * 2).min(BACKOFF.1);
+                }
+            }
+        }
+    }
+
+    /// Waits until the primary link of the same generation is there. None where that is over.
+    pub(super) fn bulk_is_ready(&self, index: usize, link: Link) -> Option<Arc<Link>> {
+        let mut state = self.lock();
+        while !state.closed && state.generation == link.generation && state.primary.is_none() {
+            state = self.changed.wait(state).expect("no holder panics");
+        }
+        if state.closed || state.generation != link.generation {
+            return None;
+        }
+        let link = Arc::new(link);
+        state.bulk[index] = Some(link.clone());
+        Some(link)
+    }
+
+    pub(super) fn bulk_is_lost(&self, index: usize, link: &Arc<Link>, cause: &FrameError) {
+        link.kill();
+        {
+            let mut state = self.lock();
+            if state.closed || state.generation != link.generation {
+                return;
+            }
+            state.bulk[index] = None;
+        }
+        tracing::warn!(region = %self.region, error = %cause, "lost a bulk connection; making it again");
+        // What was on its way on this connection is lost; only who pulls can say what that was.
+        // They have failed here before the peer answers that they were cancelled.
+        let streams = self.streams();
+        self.fail_unrepeatable(cause);
+        self.cancel(&streams);
+        self.send_waiting();
+    }
+
+    /// Waits. Answers whether the session was closed meanwhile.
+    pub(super) fn pause(&self, duration: Duration) -> bool {
+        let state = self.lock();
+        let waited = self.changed.wait_timeout_while(state, duration, |state| !state.closed);
+        waited.expect("no holder panics").0.closed
+    }
+
+    /// Fails what has waited for longer than the patience.
+    pub(super) fn keep_patience(&self) {
+        let tick = (self.options.patience / 8).clamp(Duration::from_millis(5), Duration::from_millis(500));
+        while !self.pause(tick) {
+            let now = Instant::now();
+            let late = |entry: &Entry| entry.call.deadline.is_some_and(|deadline| deadline < now);
+            self.fail_calls(late, || {
+                let text = format!("no answer from {} within {:?}", self.region.peer, self.options.patience);
+                Error::new(ErrorKind::Unavailable, text)
+            });
+            if let Ok((link, _)) = self.primary()
+                && let Some(round_trip) = link.connection.round_trip()
+            {
+                self.lock().round_trip = round_trip;
+            }
+        }
+    }
+}
