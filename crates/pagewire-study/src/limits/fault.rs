@@ -7,6 +7,7 @@ use std::io;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 use pagewire_sys::PAGE_SIZE;
@@ -64,7 +65,7 @@ pub fn fault(file: &Path, faults: usize, page: usize) -> io::Result<FaultLimit> 
     // `read`, which takes one call where a poll before it would take two.
     let memory = PulledMapping::with_flags(size + PAGE_SIZE, Features::NONE, OpenFlags::default())?;
     let times = std::thread::scope(|scope| {
-        let resolver = scope.spawn(|| {
+        let resolver = Builder::new().name("limit-fault".into()).spawn_scoped(scope, || {
             let end = resolve(&memory, &socket, page, size);
             if end.is_err() {
                 // Whoever waits must not wait for ever; the times are of no use.
@@ -72,7 +73,7 @@ pub fn fault(file: &Path, faults: usize, page: usize) -> io::Result<FaultLimit> 
                 let _ = memory.uffd().zero_all(mapping.address(), mapping.len(), false);
             }
             end
-        });
+        })?;
         std::thread::sleep(SETTLE);
         let bytes = memory.bytes();
         let touch = |page_number: u64| {
@@ -113,12 +114,12 @@ pub(super) fn serve(arguments: &[OsString]) -> io::Result<()> {
     let (bytes, page) = (std::fs::read(file)?, number(page)?);
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let address = listener.local_addr()?;
-    std::thread::spawn(move || {
+    Builder::new().name("limit-serve".into()).spawn(move || {
         // A connection that ends early is an error over there.
         if let Ok((socket, _)) = listener.accept() {
             let _ = answer(&socket, &bytes, page);
         }
-    });
+    })?;
     child::listening(address)
 }
 

@@ -7,6 +7,7 @@ use std::io;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 use pagewire_sys::pulled::PulledMapping;
@@ -68,7 +69,8 @@ pub fn pull(file: &Path, connections: usize, block: usize) -> io::Result<PullLim
             let socket = TcpStream::connect(&address)?;
             let at = memory.mapping().address() + index * share;
             let memory = &memory;
-            stripes.push(scope.spawn(move || receive(memory, &socket, at, share, block)));
+            let thread = Builder::new().name("limit-pull".into());
+            stripes.push(thread.spawn_scoped(scope, move || receive(memory, &socket, at, share, block))?);
         }
         stripes.into_iter().try_for_each(|stripe| stripe.join().expect("the thread does not panic"))
     })?;
@@ -109,7 +111,9 @@ pub(super) fn serve(arguments: &[OsString]) -> io::Result<()> {
     std::thread::spawn(move || {
         while let (Some(index), Ok((socket, _))) = (next.next(), listener.accept()) {
             let Ok(file) = file.try_clone() else { return };
-            std::thread::spawn(move || send(&socket, &file, index * share, share, block));
+            let send = move || send(&socket, &file, index * share, share, block);
+            // A connection without a thread ends early, which is an error over there.
+            let _ = Builder::new().name("limit-send".into()).spawn(send);
         }
     });
     child::listening(address)

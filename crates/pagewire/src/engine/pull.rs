@@ -78,6 +78,23 @@ const AHEAD: u64 = 4 << 20;
 /// On a busy machine the thread that has the bytes may have to wait for a processor for this long.
 const SOON: Duration = Duration::from_millis(20);
 
+/// From this round trip on, the page that somebody waits for is asked for before its chunk.
+const LONG_WAY: Duration = Duration::from_millis(1);
+
+/// `ranges` in another order: `page` first, if it is in one of them, then the rest.
+fn page_first(ranges: &[ByteRange], page: ByteRange) -> Vec<ByteRange> {
+    let mut ordered = vec![page];
+    ordered.retain(|page| ranges.iter().any(|range| range.contains(*page)));
+    for range in ranges {
+        let before = ByteRange::new(range.start, page.start.clamp(range.start, range.end));
+        let after = ByteRange::new(page.end.clamp(range.start, range.end), range.end);
+        // The bytes behind it are likelier to be wanted next.
+        let rest = if range.overlaps(page) { [after, before] } else { [*range, ByteRange::new(0, 0)] };
+        ordered.extend(rest.into_iter().filter(|range| !range.is_empty()));
+    }
+    ordered
+}
+
 /// Fills a local copy with one epoch of a region. Dropping it stops the pull; the copy stays as it is.
 pub struct Puller {
     inner: Arc<Inner>,
@@ -259,7 +276,7 @@ impl Inner {
         if frontier != NOWHERE && near.contains(&offset) && !self.asked.contains(chunk.0) {
             return Fault::Soon(Instant::now() + SOON);
         }
-        self.demand(chunk, Urgency::Demand);
+        self.demand_from(chunk, offset, Urgency::Demand);
         self.read_ahead(chunk);
         Fault::Handled
     }
@@ -268,7 +285,7 @@ impl Inner {
         if let Some(chunk) = self.geometry.chunk_at(offset)
             && !self.is_there(offset)
         {
-            self.demand(chunk, Urgency::Demand);
+            self.demand_from(chunk, offset, Urgency::Demand);
         }
     }
 
@@ -290,10 +307,23 @@ impl Inner {
 
     /// Asks for what is missing of a chunk, unless that was done.
     fn demand(self: &Arc<Self>, chunk: ChunkIndex, urgency: Urgency) {
+        self.demand_from(chunk, self.geometry.range_of(chunk).start, urgency);
+    }
+
+    /// The same for somebody who waits for the page at `offset`, which is in the chunk.
+    fn demand_from(self: &Arc<Self>, chunk: ChunkIndex, offset: u64, urgency: Urgency) {
         if !self.asked.insert(chunk.0) {
             return;
         }
-        let missing = self.missing(self.geometry.range_of(chunk));
+        let mut missing = self.missing(self.geometry.range_of(chunk));
+        // A chunk may take several round trips where the link is long and has been idle, since TCP
+        // starts slowly; one page never does. On a short link it would only be one more frame.
+        if urgency == Urgency::Demand && self.pin.region().round_trip() >= LONG_WAY {
+            missing = page_first(
+                &missing,
+                self.geometry.range_of_pages(offset / PAGE_SIZE..offset / PAGE_SIZE + 1),
+            );
+        }
         if urgency == Urgency::Demand {
             self.counters.demand_reads.fetch_add(1, Ordering::Relaxed);
         }
@@ -429,5 +459,27 @@ impl Inner {
         };
         self.counters.fill(&mut progress);
         progress
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_that_is_waited_for_comes_first_and_nothing_is_lost_or_doubled() {
+        let range = |start: u64, end: u64| ByteRange::new(start * PAGE_SIZE, end * PAGE_SIZE);
+        assert_eq!(page_first(&[range(0, 16)], range(5, 6)), [range(5, 6), range(6, 16), range(0, 5)]);
+        assert_eq!(page_first(&[range(0, 16)], range(0, 1)), [range(0, 1), range(1, 16)]);
+        assert_eq!(page_first(&[range(0, 16)], range(15, 16)), [range(15, 16), range(0, 15)]);
+        assert_eq!(
+            page_first(&[range(0, 2), range(4, 6)], range(4, 5)),
+            [range(4, 5), range(0, 2), range(5, 6)]
+        );
+        // It has come by another way meanwhile.
+        assert_eq!(page_first(&[range(0, 2), range(4, 6)], range(3, 4)), [range(0, 2), range(4, 6)]);
+        // The last page of a region may be short.
+        let short = ByteRange::new(4 * PAGE_SIZE, 4 * PAGE_SIZE + 5);
+        assert_eq!(page_first(&[ByteRange::new(0, short.end)], short), [short, range(0, 4)]);
     }
 }

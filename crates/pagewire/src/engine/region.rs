@@ -10,6 +10,7 @@ mod gate;
 mod history;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use pagewire_core::chunk::ByteRange;
 
@@ -124,6 +125,11 @@ impl Region {
             Some(history) => history.read(&self.name, &*self.store, read),
             None => self.store.read(read),
         }
+    }
+
+    /// How long the shortest answer is on its way.
+    pub fn round_trip(&self) -> Duration {
+        self.store.round_trip()
     }
 
     /// Begins a stream, where the store can stream.

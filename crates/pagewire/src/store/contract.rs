@@ -2,6 +2,7 @@
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use pagewire_core::chunk::ByteRange;
 use serde::Serialize;
@@ -58,6 +59,11 @@ pub trait Store: Send + Sync {
     fn stream(&self, stream: StreamRequest) -> Result<Box<dyn Stream>> {
         let _ = stream;
         Err(unsupported("stream from"))
+    }
+
+    /// How long the shortest answer is on its way: nothing where the bytes are on this host.
+    fn round_trip(&self) -> Duration {
+        Duration::ZERO
     }
 
     /// Moves to the newest epoch that the store has, and says what is known of it.

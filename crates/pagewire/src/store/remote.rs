@@ -30,11 +30,6 @@ impl RemoteStore {
     pub fn connect(region: &RegionAddress, options: &RemoteOptions) -> Result<Self> {
         Ok(Self { session: Session::connect(region, options)? })
     }
-
-    /// The shortest round trip to the peer that was seen lately.
-    pub fn round_trip(&self) -> Duration {
-        self.session.round_trip()
-    }
 }
 
 /// What a peer offers, in the order of the names: each region's name and what is known of it.
@@ -144,6 +139,10 @@ impl Store for RemoteStore {
             return Err(Error::new(ErrorKind::Usage, text));
         }
         Ok(Box::new(self.session.stream(&stream.ranges, stream.epoch, stream.sink)?))
+    }
+
+    fn round_trip(&self) -> Duration {
+        self.session.round_trip()
     }
 
     fn refresh(&self) -> Result<Info> {

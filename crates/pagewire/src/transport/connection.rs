@@ -139,10 +139,10 @@ impl Connection {
         };
     }
 
-    /// The round-trip time that the kernel has measured, where it measures one.
+    /// The shortest round-trip time that the kernel has measured lately, where it measures one.
     pub(crate) fn round_trip(&self) -> Option<Duration> {
         match &self.socket {
-            Socket::Tcp(stream) => Some(socket::tcp_info(stream.as_fd()).ok()?.rtt),
+            Socket::Tcp(stream) => Some(socket::tcp_info(stream.as_fd()).ok()?.min_rtt),
             Socket::Unix(_) => None,
         }
     }

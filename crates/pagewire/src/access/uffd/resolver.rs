@@ -77,8 +77,9 @@ fn run(work: &mut impl Resolve, stop: &EventFd) -> io::Result<()> {
     loop {
         let over = {
             let timeout = soon.then_some(Duration::from_millis(1));
-            let mut items = vec![PollItem::readable(work.descriptor()), PollItem::readable(stop.as_fd())];
-            items.extend(work.end().map(PollItem::readable));
+            // Where there is no process to watch, to look at the stop event twice does no harm.
+            let [faults, stop] = [work.descriptor(), stop.as_fd()];
+            let mut items = [faults, stop, work.end().unwrap_or(stop)].map(PollItem::readable);
             poll(&mut items, timeout)?;
             items[1..].iter().any(PollItem::is_ready) || items[0].is_hung_up()
         };

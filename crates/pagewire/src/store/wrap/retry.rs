@@ -99,6 +99,10 @@ impl Store for Retry {
         self.inner.store.stream(stream)
     }
 
+    fn round_trip(&self) -> Duration {
+        self.inner.store.round_trip()
+    }
+
     fn refresh(&self) -> Result<Info> {
         self.inner.store.refresh()
     }
