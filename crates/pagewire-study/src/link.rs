@@ -6,9 +6,9 @@
 //! travel whole, as they do within a network card that offloads segmentation: that is what makes it
 //! fast, and why a loss is the loss of a whole segment, not of one packet of 9000 bytes.
 //!
-//! - [`direction`]: one direction: the queue and its two threads.
-//! - [`frames`]: the buffers that packets wait in.
-//! - [`measure`]: what the link really does, measured from its ends.
+//! - `direction`: one direction: the queue and its two threads.
+//! - `frames`: the buffers that packets wait in.
+//! - `measure`: what the link really does, measured from its ends.
 
 mod direction;
 mod frames;

@@ -76,7 +76,7 @@ const AHEAD: u64 = 4 << 20;
 
 /// How long a fault waits for what is about to come in the background before it asks for it itself.
 /// On a busy machine the thread that has the bytes may have to wait for a processor for this long.
-const SOON: Duration = Duration::from_millis(20);
+const SOON: Duration = Duration::from_millis(10);
 
 /// From this round trip on, the page that somebody waits for is asked for before its chunk.
 const LONG_WAY: Duration = Duration::from_millis(1);

@@ -33,6 +33,8 @@ pub(super) struct Outgoing {
 struct Deferred {
     frames: VecDeque<Vec<u8>>,
     bytes: usize,
+    /// Whether the receiving thread waits for a read to end.
+    read_waits: bool,
     /// How many ranges the reads under way have.
     under_way: usize,
     started: bool,
@@ -129,15 +131,21 @@ impl Outgoing {
     pub(super) fn begin_read(&self, ranges: usize) {
         let mut deferred = self.deferred.lock().expect("no holder panics");
         while !deferred.closed && deferred.under_way > 0 && deferred.under_way + ranges > MAX_UNDER_WAY {
+            deferred.read_waits = true;
             deferred = self.arrived.wait(deferred).expect("no holder panics");
         }
+        deferred.read_waits = false;
         deferred.under_way += ranges;
     }
 
     /// A read of so many ranges has ended.
     pub(super) fn end_read(&self, ranges: usize) {
-        self.deferred.lock().expect("no holder panics").under_way -= ranges;
-        self.arrived.notify_all();
+        let mut deferred = self.deferred.lock().expect("no holder panics");
+        deferred.under_way -= ranges;
+        // A call to wake somebody costs as much as a tenth of an answer, and rarely anybody waits.
+        if deferred.read_waits {
+            self.arrived.notify_all();
+        }
     }
 
     /// Sends whole frames later, from a thread of this connection's own: the caller serves others
