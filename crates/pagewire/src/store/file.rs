@@ -127,15 +127,15 @@ impl Opened {
         if self.identity.kind == FileKind::BlockDevice {
             return Ok(());
         }
-        let now =
-            pagewire_sys::file::identity(self.file.as_fd()).map_err(|error| self.io("examine", &error))?;
+        let (size, modified) = pagewire_sys::file::size_and_modified(self.file.as_fd())
+            .map_err(|error| self.io("examine", &error))?;
         let path = self.path.display();
-        if now.size < self.length {
+        if size < self.length {
             let text =
-                format!("{path} has shrunk from {} to {} bytes while it was in use", self.length, now.size);
+                format!("{path} has shrunk from {} to {} bytes while it was in use", self.length, size);
             return Err(Error::new(ErrorKind::Changed, text));
         }
-        if !self.writable && now.modified != self.identity.modified {
+        if !self.writable && modified != self.identity.modified {
             return Err(Error::new(ErrorKind::Changed, format!("{path} was written to while it was in use")));
         }
         Ok(())
@@ -144,7 +144,6 @@ impl Opened {
     /// Answers `pieces` as far as the page cache has them where `wait` is false. Gives back what is
     /// left for somebody who may wait.
     fn answer(&self, read: &Read, pieces: &[ByteRange], wait: bool) -> Result<Vec<ByteRange>> {
-        self.check_unchanged()?;
         let mut buffer = BUFFER.take();
         let longest = pieces.iter().map(|range| range.len()).max().unwrap_or(0) as usize;
         if buffer.len() < longest {
@@ -161,8 +160,15 @@ impl Opened {
             };
             match got {
                 // A short answer is the edge of what is cached, or the end of a file that shrinks.
-                Ok(got) if got == bytes.len() => read.sink.part(Part::Bytes { offset: piece.start, bytes }),
-                Ok(_) => left.push(piece),
+                Ok(got) if got < bytes.len() => left.push(piece),
+                // Looked at after the bytes were taken, so that what is answered is what was good.
+                Ok(_) => match self.check_unchanged() {
+                    Ok(()) => read.sink.part(Part::Bytes { offset: piece.start, bytes }),
+                    Err(error) => {
+                        result = Err(error);
+                        break;
+                    }
+                },
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => left.push(piece),
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                     result = self.check_unchanged().and_then(|()| {
