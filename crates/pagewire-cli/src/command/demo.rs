@@ -78,7 +78,7 @@ pub(super) fn run(args: &Demo, quiet: bool) -> Result<()> {
     super::on_interrupt(|| drop(CleanUp))?;
     let say = |text: String| {
         if !quiet && !args.json {
-            eprintln!("{text}")
+            eprintln!("{text}");
         }
     };
     let path = match &args.file {
