@@ -31,3 +31,8 @@ mod transport;
 pub use error::{Error, ErrorKind, Result};
 pub use pagewire_core::chunk::{ByteRange, ChunkSize};
 pub use pagewire_core::pull::PullOrder;
+
+/// The examples of the README compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

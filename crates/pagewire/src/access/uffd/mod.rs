@@ -22,6 +22,23 @@ use pagewire_sys::uffd::PlaceError;
 
 use crate::error::{Error, ErrorKind};
 
+/// What poisoning pages comes to on a kernel before 6.6, which cannot: whoever waits for them goes on
+/// waiting until they can be had after all, and the log says so.
+fn poisoned(result: Result<(), PlaceError>) -> Result<(), PlaceError> {
+    match result {
+        Err(PlaceError::Os(error)) if matches!(error.raw_os_error(), Some(EINVAL | ENOTTY)) => {
+            tracing::error!(
+                "this kernel cannot poison pages (Linux 6.6 can); whoever waits for them waits on"
+            );
+            Ok(())
+        }
+        result => result,
+    }
+}
+
+const EINVAL: i32 = 22;
+const ENOTTY: i32 = 25;
+
 /// The error that a placement's failure is to the engine.
 fn place_error(error: &PlaceError) -> Error {
     match error {

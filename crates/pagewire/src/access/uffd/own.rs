@@ -4,7 +4,7 @@ use pagewire_core::chunk::{ByteRange, PAGE_SIZE, round_up};
 use pagewire_sys::pulled::PulledMapping;
 use pagewire_sys::uffd::{CopyMode, PlaceError};
 
-use super::place_error;
+use super::{place_error, poisoned};
 use crate::engine::LocalCopy;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -74,7 +74,7 @@ impl LocalCopy for OwnMemory {
     fn fail(&self, range: ByteRange) -> Result<()> {
         let (address, length) = self.address(range)?;
         let uffd = self.memory.uffd();
-        self.repeat(length, |at| uffd.poison_all(address + at, length - at, PAGE_SIZE as usize))
+        self.repeat(length, |at| poisoned(uffd.poison_all(address + at, length - at, PAGE_SIZE as usize)))
     }
 
     fn evict(&self, _: ByteRange) -> Result<()> {

@@ -16,7 +16,7 @@ use pagewire_core::chunk::{ByteRange, ChunkSize, Geometry, PAGE_SIZE, round_down
 use pagewire_sys::uffd::{CopyMode, Event, EventBuffer, PlaceError, Uffd};
 
 use crate::access::uffd::handshake::GuestMapping;
-use crate::access::uffd::place_error;
+use crate::access::uffd::{place_error, poisoned};
 use crate::engine::LocalCopy;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -286,7 +286,7 @@ impl LocalCopy for GuestMemory {
             let address = round_down(piece.address, piece.page_size);
             let whole = Piece { address, range: ByteRange::new(start, end), page_size: piece.page_size };
             self.place_kept(&whole, |address, run| {
-                self.uffd.poison_all(address, run.len() as usize, piece.page_size as usize)
+                poisoned(self.uffd.poison_all(address, run.len() as usize, piece.page_size as usize))
             })?;
         }
         Ok(())
