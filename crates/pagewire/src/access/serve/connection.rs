@@ -175,10 +175,10 @@ fn answer_request(
                 let text = format!("one READ may ask for {MAX_READ} bytes; a STREAM is for more");
                 return Err(Error::new(ErrorKind::Usage, text));
             }
-            // What an application waits for now, nobody needs to be sent again later.
-            ranges.iter().for_each(|range| session.streams().skip(handle, *range));
             let urgency = if role == Role::Primary { Urgency::Demand } else { Urgency::Background };
-            answer::read(outgoing, id, &pin, ranges, urgency);
+            answer::read(outgoing, id, &pin, ranges.clone(), urgency);
+            // What an application waits for now, nobody needs to be sent again later.
+            session.streams().skip(handle, &ranges);
         }
         Request::Stream { handle, epoch, credit, ranges } => {
             let pin = pinned(session, handle, epoch)?;

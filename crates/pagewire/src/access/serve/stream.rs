@@ -125,10 +125,13 @@ impl Streams {
     }
 
     /// What was sent in another way need not be sent again.
-    pub(super) fn skip(&self, handle: u32, range: ByteRange) {
+    pub(super) fn skip(&self, handle: u32, ranges: &[ByteRange]) {
         let mut state = self.lock();
+        if state.streams.is_empty() {
+            return;
+        }
         for stream in state.streams.iter_mut().filter(|stream| stream.handle == handle) {
-            stream.order.skip(range);
+            ranges.iter().for_each(|range| stream.order.skip(*range));
         }
         let ended = state.take_ended();
         drop(state);

@@ -77,10 +77,10 @@ fn run(work: &mut impl Resolve, stop: &EventFd) -> io::Result<()> {
     loop {
         let over = {
             let timeout = soon.then_some(Duration::from_millis(1));
-            // Where there is no process to watch, to look at the stop event twice does no harm.
-            let [faults, stop] = [work.descriptor(), stop.as_fd()];
-            let mut items = [faults, stop, work.end().unwrap_or(stop)].map(PollItem::readable);
-            poll(&mut items, timeout)?;
+            let (faults, stop, end) = (work.descriptor(), stop.as_fd(), work.end());
+            let mut items = [faults, stop, end.unwrap_or(stop)].map(PollItem::readable);
+            let items = if end.is_some() { &mut items[..] } else { &mut items[..2] };
+            poll(items, timeout)?;
             items[1..].iter().any(PollItem::is_ready) || items[0].is_hung_up()
         };
         if over {
