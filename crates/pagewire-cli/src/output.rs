@@ -39,6 +39,8 @@ pub(crate) fn failed(error: &anyhow::Error) -> ExitCode {
     if let Some(hint) = kind.and_then(hint) {
         text.push_str(hint);
     }
+    // A peer may have written a part of it; a terminal is not to obey that.
+    let text = text.replace(char::is_control, " ");
     // Standard error may be closed; the status tells.
     let _ = writeln!(std::io::stderr(), "pagewire: {text}");
     if kind == Some(pagewire::ErrorKind::Usage) { ExitCode::from(2) } else { ExitCode::FAILURE }

@@ -38,7 +38,7 @@ pub(super) fn run(args: &Copy, quiet: bool) -> Result<()> {
     let remote = args.remote.options();
     let started = Instant::now();
     let source = store::open(&args.from, false, &remote)?;
-    let region = Region::new("source", source)?;
+    let region = Region::at(&args.from, source)?;
     let target = Target::open(&args.to, region.info().length)?;
     let options =
         CopyOptions { target_is_zero: target.is_zero, patience: remote.patience, ..CopyOptions::default() };
@@ -108,8 +108,9 @@ impl Target {
         let mut part = path.clone().into_os_string();
         part.push(".pagewire-part");
         let part = PathBuf::from(part);
-        // What an earlier copy left is of no use.
+        // What an earlier copy left is of no use, but one that is still at work holds it.
         if part.exists() {
+            drop(FileStore::open(&part, None, true)?);
             fs::remove_file(&part).with_context(|| format!("cannot remove {}", part.display()))?;
         }
         *PART.lock().expect("no holder panics") = Some(part.clone());

@@ -28,6 +28,9 @@ pub(super) fn run(args: &List) -> Result<()> {
         let listed = regions.iter().map(|(name, info)| Listed { name, info }).collect();
         return output::json(&Listing { peer: args.peer.to_string(), regions: listed });
     }
+    // A peer may call a region what it likes; a terminal is not to obey it.
+    let regions: Vec<_> =
+        regions.iter().map(|(name, info)| (name.escape_debug().to_string(), info)).collect();
     let width = regions.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
     for (name, info) in &regions {
         output::line(format!("{name:width$}  {:>10}  epoch {}", format_size(info.length), info.epoch))?;

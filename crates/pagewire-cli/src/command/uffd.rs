@@ -17,7 +17,7 @@ pub(super) fn run(args: &Uffd) -> Result<()> {
     let order = if args.no_pull { PullOrder::None } else { PullOrder::Sequential };
     let pull = PullOptions { order, chunk: args.chunk, ..PullOptions::default() };
     let (address, remote) = (args.region.clone(), args.remote.options());
-    let open: OpenRegion = Arc::new(move || Region::new("guest", store::open(&address, false, &remote)?));
+    let open: OpenRegion = Arc::new(move || Region::at(&address, store::open(&address, false, &remote)?));
     let handler = Handler::listen(&args.socket, open, HandlerOptions { pull })?;
     output::line(format!("listening {}", handler.path().display()))?;
     termination.wait()

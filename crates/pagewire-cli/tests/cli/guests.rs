@@ -97,6 +97,42 @@ fn several_mappings_of_several_guests_at_once() {
     assert_eq!(again.read(0, 0, 8192), bytes[4096..4096 + 8192]);
 }
 
+/// A region of this host is read on the thread that serves the faults; a balloon changes the mappings
+/// under it all the while.
+#[test]
+fn a_guest_on_a_local_file_with_a_busy_balloon() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = pattern(8 << 20);
+    let path = folder.path().join("memory");
+    std::fs::write(&path, &bytes).unwrap();
+    let socket = folder.path().join("uffd.sock");
+    let region = format!("file:{}", path.display());
+    for extra in [&["--no-pull"][..], &[]] {
+        let args = [&["uffd", &region, "--socket", socket.to_str().unwrap()], extra].concat();
+        let _handler = Running::start(&args);
+        let mut guest = Monitor::connect(&socket, &[(0, 4 << 20), (4 << 20, 4 << 20)], false);
+        let balloon = guest.mappings.pop().unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                let mut balloon = balloon;
+                for step in 0..400 {
+                    let at = step % 64 * (64 << 10);
+                    let mut page = [1; 4096];
+                    balloon.copy_out(at, &mut page).unwrap();
+                    balloon.discard(at, 64 << 10).unwrap();
+                    balloon.copy_out(at, &mut page).unwrap();
+                    assert_eq!(page, [0; 4096]);
+                }
+            });
+            for step in 0..400 {
+                let at = step * 7919 % 1000 * 4096;
+                assert_eq!(guest.read(0, at, 4096), bytes[at..at + 4096]);
+            }
+        });
+        assert_eq!(guest.read(0, 0, 4 << 20), bytes[..4 << 20]);
+    }
+}
+
 #[test]
 fn memory_that_a_balloon_gave_up_comes_back_as_zeroes() {
     let folder = tempfile::tempdir().unwrap();

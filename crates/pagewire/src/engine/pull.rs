@@ -122,6 +122,8 @@ struct Inner {
     /// Where the background thread rests, and is woken when the puller is closed.
     resting: Mutex<()>,
     closing: Condvar,
+    /// Behind the chunk that was tried again last.
+    healed: AtomicU64,
     /// Where the background pull is: behind the last byte that it brought.
     frontier: AtomicU64,
     /// Why the background pull has given up, if it has.
@@ -151,6 +153,7 @@ impl Puller {
             closed: AtomicBool::new(false),
             resting: Mutex::default(),
             closing: Condvar::new(),
+            healed: AtomicU64::new(0),
             frontier: AtomicU64::new(NOWHERE),
             given_up: Mutex::default(),
             options,

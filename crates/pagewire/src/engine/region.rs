@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use pagewire_core::chunk::ByteRange;
 
-use crate::address::check_name;
+use crate::address::{StoreAddress, check_name};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Info, Lent, Read, Store, Stream, StreamRequest};
 use history::History;
@@ -59,6 +59,19 @@ impl Region {
         let info = store.info();
         let history = (info.writable && !info.capabilities.history).then(|| History::new(info.epoch, images));
         Ok(Arc::new(Self { name: name.into(), store, history }))
+    }
+
+    /// The region at `address`, under the address for a name, for logs and errors.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Usage`] for an address that is empty or holds control characters.
+    pub fn at(address: &StoreAddress, store: Arc<dyn Store>) -> Result<Arc<Self>> {
+        let mut name = address.to_string();
+        while name.len() > pagewire_core::wire::MAX_NAME {
+            name.pop();
+        }
+        Self::new(&name, store)
     }
 
     /// The region's name.

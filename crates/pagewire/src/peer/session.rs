@@ -237,10 +237,9 @@ impl StreamCall {
 
     pub(crate) fn cancel(&self) {
         let Some(shared) = self.shared.upgrade() else { return };
-        if shared.calls().contains_key(&self.id) {
-            self.notify(&Notification::Cancel { request: self.id });
-            shared.finish(self.id, |call| call.fail(cancelled(&shared.region)));
-        }
+        // Told even if the stream has failed here: the peer may not know. It ignores what it does not know.
+        self.notify(&Notification::Cancel { request: self.id });
+        shared.finish(self.id, |call| call.fail(cancelled(&shared.region)));
     }
 
     fn notify(&self, notification: &Notification) {
@@ -319,7 +318,9 @@ impl Shared {
                 Lane::Bulk => {
                     state.turn += 1;
                     let count = state.bulk.len();
-                    (0..count).find_map(|step| state.bulk[(state.turn + step) % count].clone())
+                    let bulk = (0..count).find_map(|step| state.bulk[(state.turn + step) % count].clone());
+                    // A server that is full may let in no bulk connection for long.
+                    bulk.or_else(|| state.primary.clone())
                 }
             };
             (link, state.handle)

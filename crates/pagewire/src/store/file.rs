@@ -112,6 +112,10 @@ impl FileStore {
 /// The identity of a file without a sidecar is what it is now: whatever replaces it or is done to it
 /// while nobody serves it makes another region of it.
 fn identify_region(identity: &FileIdentity) -> Uuid {
+    // A device does not say when it was written to.
+    if identity.kind == FileKind::BlockDevice {
+        return Uuid::new_v4();
+    }
     let FileIdentity { device, inode, birth, modified, size, .. } = identity;
     let text = format!("{device} {inode} {birth:?} {modified:?} {size}");
     Uuid::new_v5(&Uuid::NAMESPACE_OID, text.as_bytes())

@@ -374,7 +374,9 @@ fn a_peer_that_stops_reading_is_left() {
     let before = stage.server.connections();
     let whole = vec![ByteRange::new(0, 32 << 20)];
     let (mut reader, handle) = stage.opened(9);
-    reader.send(60, &Request::Read { handle, epoch: 1, ranges: whole.clone() });
+    for (id, half) in [(60, ByteRange::new(0, 16 << 20)), (62, ByteRange::new(16 << 20, 32 << 20))] {
+        reader.send(id, &Request::Read { handle, epoch: 1, ranges: vec![half] });
+    }
     let (mut streamer, handle) = stage.opened(10);
     let _bulk = Raw::greeted(&stage.address, Role::Bulk, [10; 16]);
     streamer.send(61, &Request::Stream { handle, epoch: 1, credit: u64::MAX, ranges: whole });

@@ -14,7 +14,7 @@ pub enum Notification {
     Credit {
         /// The id of the STREAM request.
         stream: u64,
-        /// How many bytes of ranges the stream may have sent in all, since it began. It never shrinks.
+        /// How many bytes of payload the stream may have sent in all, since it began. It never shrinks.
         limit: u64,
     },
     /// What a stream is to send next: of these ranges, in this order, what it has not sent; then

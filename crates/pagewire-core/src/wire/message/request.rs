@@ -64,7 +64,7 @@ pub enum Request {
         handle: u32,
         /// The epoch that the bytes must belong to.
         epoch: u64,
-        /// How many bytes of ranges may be sent before the first CREDIT.
+        /// How many bytes of payload may be sent before the first CREDIT.
         credit: u64,
         /// Which bytes, in which order; aligned as in READ.
         ranges: Vec<ByteRange>,

@@ -27,9 +27,9 @@ pub(super) fn read(
         return outgoing.reply(id, &Reply::End { sent: 0 });
     }
     let state = Mutex::new(State { left, deferred: false, ended: false });
-    outgoing.begin_read(ranges.len());
+    outgoing.begin_read(left as usize);
     let answer =
-        Arc::new(Answer { outgoing: outgoing.clone(), id, pin: pin.clone(), ranges: ranges.len(), state });
+        Arc::new(Answer { outgoing: outgoing.clone(), id, pin: pin.clone(), bytes: left as usize, state });
     let (region, epoch) = (pin.region(), pin.epoch());
     if region.is_immutable() {
         return region.read(Read { ranges, epoch, urgency, sink: answer });
@@ -49,8 +49,8 @@ struct Answer {
     outgoing: Arc<Outgoing>,
     id: u64,
     pin: Arc<Pin>,
-    /// How many ranges were asked for.
-    ranges: usize,
+    /// How many bytes were asked for.
+    bytes: usize,
     /// Held while a frame is sent: frames leave in the order in which they are counted.
     state: Mutex<State>,
 }
@@ -109,7 +109,7 @@ impl Answer {
 
 impl Drop for Answer {
     fn drop(&mut self) {
-        self.outgoing.end_read(self.ranges);
+        self.outgoing.end_read(self.bytes);
     }
 }
 

@@ -21,7 +21,7 @@ use crate::store::{Info, Urgency};
 use crate::transport::is_closed;
 
 /// How many bytes one READ may ask for. A stream is for more.
-const MAX_READ: u64 = 64 << 20;
+const MAX_READ: u64 = 16 << 20;
 
 /// Requests are short, and several may come at once.
 const EAGER: usize = 4 << 10;

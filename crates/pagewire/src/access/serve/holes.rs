@@ -44,8 +44,12 @@ impl Holes {
         range: ByteRange,
         length: u64,
     ) -> io::Result<Vec<(ByteRange, bool)>> {
-        let takes = || pagewire_sys::file::allocated(file).is_ok_and(|bytes| bytes >= length);
-        if *self.dense.get_or_init(takes) {
+        // Block devices and some file systems cannot be asked for holes.
+        let dense = || {
+            let full = pagewire_sys::file::allocated(file).is_ok_and(|bytes| bytes >= length);
+            full || pagewire_sys::file::seek_data(file, 0).is_err()
+        };
+        if *self.dense.get_or_init(dense) {
             return Ok(vec![(range, true)]);
         }
         let mut runs = Vec::new();

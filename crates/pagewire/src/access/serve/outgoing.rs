@@ -12,11 +12,12 @@ use crate::transport::Connection;
 
 /// How many bytes of answers may wait for a peer that does not take them, beyond what the kernel
 /// keeps. More makes the peer one that has stopped reading.
-const MAX_DEFERRED: usize = 16 << 20;
+const MAX_DEFERRED: usize = 40 << 20;
 
-/// How many ranges the reads under way on one connection may have in all. Whoever asks for more waits:
-/// a store that answers late must not make requests pile up.
-const MAX_UNDER_WAY: usize = 32 << 10;
+/// How many bytes the reads under way on one connection may ask for in all, with those whose answers
+/// wait to be sent. Whoever asks for more waits: a client that reads as fast as it can is held up by
+/// the store and the network, and costs no more memory than this.
+const MAX_UNDER_WAY: usize = 16 << 20;
 
 /// The sending side of a connection.
 pub(super) struct Outgoing {
@@ -35,7 +36,7 @@ struct Deferred {
     bytes: usize,
     /// Whether the receiving thread waits for a read to end.
     read_waits: bool,
-    /// How many ranges the reads under way have.
+    /// How many bytes the reads under way ask for.
     under_way: usize,
     started: bool,
     closed: bool,
@@ -127,21 +128,25 @@ impl Outgoing {
         self.arrived.notify_all();
     }
 
-    /// A read of so many ranges begins, as soon as there is room for it.
-    pub(super) fn begin_read(&self, ranges: usize) {
+    /// A read of so many bytes begins, as soon as there is room for it.
+    pub(super) fn begin_read(&self, bytes: usize) {
         let mut deferred = self.deferred.lock().expect("no holder panics");
-        while !deferred.closed && deferred.under_way > 0 && deferred.under_way + ranges > MAX_UNDER_WAY {
+        loop {
+            let used = deferred.under_way + deferred.bytes;
+            if deferred.closed || used == 0 || used + bytes <= MAX_UNDER_WAY {
+                break;
+            }
             deferred.read_waits = true;
             deferred = self.arrived.wait(deferred).expect("no holder panics");
         }
         deferred.read_waits = false;
-        deferred.under_way += ranges;
+        deferred.under_way += bytes;
     }
 
-    /// A read of so many ranges has ended.
-    pub(super) fn end_read(&self, ranges: usize) {
+    /// A read of so many bytes has ended.
+    pub(super) fn end_read(&self, bytes: usize) {
         let mut deferred = self.deferred.lock().expect("no holder panics");
-        deferred.under_way -= ranges;
+        deferred.under_way -= bytes;
         // A call to wake somebody costs as much as a tenth of an answer, and rarely anybody waits.
         if deferred.read_waits {
             self.arrived.notify_all();
@@ -190,6 +195,9 @@ impl Outgoing {
             let sent = self.turn().send(&[&frames], false);
             deferred = self.deferred.lock().expect("no holder panics");
             deferred.bytes -= frames.len();
+            if deferred.read_waits {
+                self.arrived.notify_all();
+            }
             if sent.is_err() {
                 drop(deferred);
                 return self.close();

@@ -45,6 +45,10 @@ impl Session {
     ) -> Result<Arc<Self>, Malformed> {
         let refused = |reason: &str| Malformed { frame: "HELLO", reason: reason.into() };
         let mut sessions = sessions.lock().expect("no holder panics");
+        // One whose primary connection has ended is over, though its bulk connections are still leaving.
+        if sessions.get(&token).is_some_and(|session| session.lock().closed) {
+            sessions.remove(&token);
+        }
         let session = sessions.entry(token).or_insert_with(|| {
             Arc::new(Self { token, state: Mutex::default(), streams: Streams::default() })
         });
@@ -84,7 +88,8 @@ impl Session {
             state.bulk.iter().for_each(|bulk| bulk.close());
             self.streams.close();
         }
-        if state.primary.is_none() && state.bulk.is_empty() {
+        let is_this = all.get(&self.token).is_some_and(|known| std::ptr::eq(&raw const **known, self));
+        if is_this && state.primary.is_none() && state.bulk.is_empty() {
             all.remove(&self.token);
         }
         drop(state);

@@ -8,15 +8,13 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use pagewire_sys::event::{EventFd, PidFd};
-use pagewire_sys::uffd::{Event, EventBuffer};
+use pagewire_sys::uffd::Event;
 
 use super::handshake::Handshake;
 use super::resolver::{Resolve, Resolver, Soon};
 use crate::engine::{Progress, PullOptions, Puller, Region};
 use crate::error::{Error, ErrorKind, Result};
-use memory::{GuestMemory, Zeroed};
-
-const EVENTS: usize = 32;
+use memory::{GuestMemory, Unread, Zeroed};
 
 /// One VM monitor that is served.
 pub(super) struct Guest {
@@ -44,7 +42,6 @@ impl Guest {
             memory,
             puller: puller.clone(),
             process,
-            buffer: EventBuffer::new(EVENTS),
             waiting: VecDeque::new(),
             soon: Soon::default(),
         };
@@ -74,7 +71,6 @@ struct Events {
     memory: Arc<GuestMemory>,
     puller: Arc<Puller>,
     process: PidFd,
-    buffer: EventBuffer,
     /// Faults on memory that the guest has given up, which the kernel would not let us answer yet.
     waiting: VecDeque<u64>,
     soon: Soon,
@@ -90,27 +86,37 @@ impl Resolve for Events {
     }
 
     fn resolve(&mut self) -> io::Result<bool> {
-        let removed = match self.memory.read_events(&mut self.buffer) {
-            Ok(removed) => removed,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Vec::new(),
-            Err(error) => return Err(error),
-        };
-        for range in removed {
-            self.puller.supersede(range);
-        }
-        for event in self.buffer.take() {
-            match event {
-                Event::PageFault { address, .. } => self.waiting.push_back(address),
-                // Dealt with where they were read.
-                Event::Remove { .. } | Event::Unmap { .. } => {}
-                Event::Remap { from, to, .. } => {
-                    let text = format!("a VM monitor has moved its memory from {from:#x} to {to:#x}");
-                    return Err(io::Error::new(io::ErrorKind::Unsupported, text));
+        loop {
+            let Unread { events, removed } = self.memory.take_events()?;
+            let idle = events.is_empty() && removed.is_empty();
+            for range in removed {
+                self.puller.supersede(range);
+            }
+            for event in events {
+                match event {
+                    Event::PageFault { address, .. } => self.waiting.push_back(address),
+                    // Dealt with where they were read.
+                    Event::Remove { .. } | Event::Unmap { .. } => {}
+                    Event::Remap { from, to, .. } => {
+                        let text = format!("a VM monitor has moved its memory from {from:#x} to {to:#x}");
+                        return Err(io::Error::new(io::ErrorKind::Unsupported, text));
+                    }
+                    // The child reads zeroes where nothing has arrived; VM monitors do not fork.
+                    Event::Fork { fd } => drop(fd),
                 }
-                // The child reads zeroes where nothing has arrived; VM monitors do not fork.
-                Event::Fork { fd } => drop(fd),
+            }
+            self.answer_waiting();
+            if idle {
+                let soon = self.soon.check(&self.puller);
+                return Ok(soon || !self.waiting.is_empty() || self.memory.has_unread());
             }
         }
+    }
+}
+
+impl Events {
+    /// Answers the faults that wait, each once; those that cannot be answered yet stay.
+    fn answer_waiting(&mut self) {
         for _ in 0..self.waiting.len() {
             let Some(address) = self.waiting.pop_front() else { break };
             match self.memory.zero_if_removed(address) {
@@ -122,6 +128,5 @@ impl Resolve for Events {
                 }
             }
         }
-        Ok(self.soon.check(&self.puller) || !self.waiting.is_empty())
     }
 }

@@ -74,7 +74,7 @@ impl Mapping {
     /// As [`store::open`] and [`Mapping::map`].
     pub fn open_with(address: &StoreAddress, options: &MapOptions, remote: &RemoteOptions) -> Result<Self> {
         let store = store::open(address, false, remote)?;
-        Self::map(&Region::new("mapped", store)?, options)
+        Self::map(&Region::at(address, store)?, options)
     }
 
     /// Maps the newest epoch of a region that is open.

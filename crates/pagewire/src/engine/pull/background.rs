@@ -105,9 +105,14 @@ impl Inner {
     /// Asks again for what could not be had, while nobody waits for it.
     fn heal(self: &Arc<Self>) {
         // Bounded, so that a store that is down for long is not asked for everything at once.
-        let failed: Vec<u64> =
-            self.failed.lock().expect("no holder panics").keys().copied().take(64).collect();
+        // In turns, so that some that never heal do not keep the others from it.
+        let from = self.healed.load(Ordering::Relaxed);
+        let failed: Vec<u64> = {
+            let failed = self.failed.lock().expect("no holder panics");
+            failed.range(from..).chain(failed.range(..from)).map(|(chunk, _)| *chunk).take(64).collect()
+        };
         for chunk in failed {
+            self.healed.store(chunk + 1, Ordering::Relaxed);
             self.demand(ChunkIndex(chunk), Urgency::Background);
         }
     }

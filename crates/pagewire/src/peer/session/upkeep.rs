@@ -15,6 +15,9 @@ use crate::transport::lost;
 /// The shortest and the longest pause before a lost connection is made again.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
+/// What a process can address. A longer region would cost its sets alone more memory than there is.
+const MAX_LENGTH: u64 = 1 << 47;
+
 impl Shared {
     pub(super) fn greet_primary(
         &self,
@@ -34,6 +37,10 @@ impl Shared {
             {
                 let text = format!("{peer} opened another region, or another epoch, than '{name}' was");
                 Err(Error::new(ErrorKind::Changed, text))
+            }
+            Some(Opened { info, .. }) if info.length > MAX_LENGTH => {
+                let text = format!("{} has {} bytes, more than can be mapped", self.region, info.length);
+                Err(Error::new(ErrorKind::Unsupported, text))
             }
             Some(opened) => Ok((greeting, opened)),
             None => Err(Error::new(ErrorKind::Protocol, format!("{peer} does not answer OPEN"))),
@@ -59,7 +66,7 @@ impl Shared {
             };
             match greeted {
                 Ok((greeting, opened)) => {
-                    pause = BACKOFF.0;
+                    let begun = Instant::now();
                     let Some(link) = self.primary_is_ready(
                         &greeting.hello.instance,
                         &opened,
@@ -73,6 +80,9 @@ impl Shared {
                     self.send_waiting();
                     let end = self.receive(&link, greeting.reader);
                     self.primary_is_lost(&link, &end);
+                    if self.pause_after(begun, &mut pause) {
+                        return;
+                    }
                 }
                 Err(error) => {
                     if !error.can_retry() {
@@ -80,6 +90,13 @@ impl Shared {
                         self.lock().failure = Some(error.clone());
                         self.fail_calls(|_| true, || error.clone());
                     }
+                    {
+                        // The server may know this token already: its answer may have been lost.
+                        let mut state = self.lock();
+                        state.generation += 1;
+                        state.token = crate::peer::random_id();
+                    }
+                    self.changed.notify_all();
                     if self.pause(pause) {
                         return;
                     }
@@ -170,11 +187,14 @@ impl Shared {
             let greeted = greet(peer, Role::Bulk, token, generation, None, self.options.connect_timeout);
             match greeted {
                 Ok((greeting, _)) => {
-                    pause = BACKOFF.0;
+                    let begun = Instant::now();
                     let Some(link) = self.bulk_is_ready(index, greeting.link) else { continue };
                     self.send_waiting();
                     let end = self.receive(&link, greeting.reader);
                     self.bulk_is_lost(index, &link, &end);
+                    if self.pause_after(begun, &mut pause) {
+                        return;
+                    }
                 }
                 Err(error) => {
                     tracing::debug!(region = %self.region, %error, "a bulk connection failed");
@@ -214,9 +234,22 @@ impl Shared {
         // What was on its way on this connection is lost; only who pulls can say what that was.
         // They have failed here before the peer answers that they were cancelled.
         let streams = self.streams();
-        self.fail_unrepeatable(cause);
+        self.fail_calls(|entry| matches!(entry.call.ask, Ask::Stream { .. }), || lost(&self.region, cause));
         self.cancel(&streams);
         self.send_waiting();
+    }
+
+    /// Waits before a lost connection is made again: not at all if it has lived for long, and longer
+    /// and longer for a peer that lets connections begin and drops them. Answers whether the session
+    /// was closed meanwhile.
+    pub(super) fn pause_after(&self, begun: Instant, pause: &mut Duration) -> bool {
+        if begun.elapsed() >= BACKOFF.1 {
+            *pause = BACKOFF.0;
+            return false;
+        }
+        let now = *pause;
+        *pause = (now * 2).min(BACKOFF.1);
+        self.pause(now)
     }
 
     /// Waits. Answers whether the session was closed meanwhile.

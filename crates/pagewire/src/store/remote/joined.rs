@@ -8,9 +8,9 @@ use pagewire_core::wire::MAX_RANGES;
 use crate::error::{Error, Result};
 use crate::store::{Part, Sink};
 
-/// The most that one request asks for, in bytes: well below what a server answers, and much more than
-/// what the cost of a request can be seen in.
-const LONGEST: u64 = 16 << 20;
+/// The most that one request asks for, in bytes: below what a server answers, and much more than what
+/// the cost of a request can be seen in.
+const LONGEST: u64 = 8 << 20;
 
 /// The ranges of each request that together ask for `ranges`.
 pub(super) fn requests(ranges: Vec<ByteRange>) -> Vec<Vec<ByteRange>> {

@@ -9,7 +9,8 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Mutex, RwLock};
+use std::sync::{Mutex, OnceLock, RwLock};
+use std::thread::ThreadId;
 
 use pagewire_core::bitmap::BitSet;
 use pagewire_core::chunk::{ByteRange, ChunkSize, Geometry, PAGE_SIZE, round_down, round_up};
@@ -22,6 +23,9 @@ use crate::error::{Error, ErrorKind, Result};
 
 const HUGE: u64 = 2 << 20;
 
+/// How many events are read at once.
+const EVENTS: usize = 32;
+
 /// Memory of another process.
 pub(super) struct GuestMemory {
     uffd: Uffd,
@@ -32,8 +36,19 @@ pub(super) struct GuestMemory {
     removed: RwLock<BitSet>,
     /// Huge pages of which a part has come, by their offset in the region.
     parts: Mutex<HashMap<u64, HugePage>>,
+    /// The thread that reads events.
+    reader: OnceLock<ThreadId>,
+    /// Events that were read, and what they say was given up, which nobody has dealt with yet.
+    unread: Mutex<Unread>,
     /// Huge pages that were placed, by their offset in the region divided by their size.
     placed: Mutex<BitSet>,
+}
+
+/// Events that were read and not dealt with.
+#[derive(Default)]
+pub(super) struct Unread {
+    pub(super) events: Vec<Event>,
+    pub(super) removed: Vec<ByteRange>,
 }
 
 /// A huge page that is put together before it is placed.
@@ -72,6 +87,8 @@ impl GuestMemory {
             geometry,
             removed: RwLock::new(BitSet::new(geometry.page_count())),
             parts: Mutex::default(),
+            reader: OnceLock::new(),
+            unread: Mutex::default(),
             placed: Mutex::new(BitSet::new(length.div_ceil(HUGE))),
         }
     }
@@ -93,26 +110,55 @@ impl GuestMemory {
         gaps
     }
 
-    /// Reads events, and answers which ranges of the region were given up with them.
-    pub(super) fn read_events(&self, buffer: &mut EventBuffer) -> io::Result<Vec<ByteRange>> {
+    /// What was read and not dealt with, after whatever can be read now. The calling thread is the
+    /// one that reads events from now on.
+    pub(super) fn take_events(&self) -> io::Result<Unread> {
+        self.reader.get_or_init(|| std::thread::current().id());
+        self.read_events()?;
+        Ok(std::mem::take(&mut *self.unread.lock().expect("no holder panics")))
+    }
+
+    /// Whether events were read while a fault was answered, which nobody has dealt with yet.
+    pub(super) fn has_unread(&self) -> bool {
+        let unread = self.unread.lock().expect("no holder panics");
+        !unread.events.is_empty() || !unread.removed.is_empty()
+    }
+
+    fn is_reader(&self) -> bool {
+        self.reader.get() == Some(&std::thread::current().id())
+    }
+
+    /// Reads what events there are.
+    fn read_events(&self) -> io::Result<()> {
+        let mut buffer = EventBuffer::new(EVENTS);
         let mut removed = self.removed.write().expect("no holder panics");
-        let mut ranges = Vec::new();
-        for event in self.uffd.read_events(buffer)? {
+        match self.uffd.read_events(&mut buffer) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        let mut unread = self.unread.lock().expect("no holder panics");
+        for event in buffer.take() {
             if let Event::Remove { start, end } | Event::Unmap { start, end } = event {
-                for mapping in &self.mappings {
-                    let there = ByteRange::new(mapping.base, mapping.base + mapping.size);
-                    let gone = there.intersect(ByteRange::new(*start, *end));
-                    if !gone.is_empty() {
-                        let at = gone.start - mapping.base + mapping.offset;
-                        ranges.push(ByteRange::new(at, at + gone.len()));
-                    }
+                for range in self.in_region(ByteRange::new(start, end)) {
+                    removed.insert_range(self.geometry.pages_within(range));
+                    unread.removed.push(range);
                 }
+            } else {
+                unread.events.push(event);
             }
         }
-        for range in &ranges {
-            removed.insert_range(self.geometry.pages_within(*range));
-        }
-        Ok(ranges)
+        Ok(())
+    }
+
+    /// The parts of the region that a range of the other process's addresses shows.
+    fn in_region(&self, addresses: ByteRange) -> impl Iterator<Item = ByteRange> + '_ {
+        self.mappings.iter().filter_map(move |mapping| {
+            let there = ByteRange::new(mapping.base, mapping.base + mapping.size);
+            let part = there.intersect(addresses);
+            let at = part.start.saturating_sub(mapping.base) + mapping.offset;
+            (!part.is_empty()).then(|| ByteRange::new(at, at + part.len()))
+        })
     }
 
     /// Answers a fault with zeroes, if the memory was given up.
@@ -138,7 +184,11 @@ impl GuestMemory {
         match zeroed {
             Err(PlaceError::Again { .. }) => Zeroed::Again,
             // A process that has gone needs no answer; its end is seen elsewhere.
-            Ok(()) | Err(_) => Zeroed::Done,
+            Ok(()) | Err(PlaceError::Gone) => Zeroed::Done,
+            Err(error) => {
+                tracing::error!(address, %error, "a VM monitor waits for a page that cannot be placed");
+                Zeroed::Done
+            }
         }
     }
 
@@ -176,6 +226,11 @@ impl GuestMemory {
                 Err(PlaceError::Again { done }) => {
                     at = run.start + done as u64;
                     drop(removed);
+                    // A store of this host answers on the thread that reads events: nobody else would.
+                    if self.is_reader() {
+                        let failed = |error| Error::io("cannot read the events of a VM monitor", &error);
+                        self.read_events().map_err(failed)?;
+                    }
                     std::thread::yield_now();
                 }
                 Err(error) => return Err(place_error(&error)),
