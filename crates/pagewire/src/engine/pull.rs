@@ -362,18 +362,19 @@ impl Inner {
 
     /// The parts of `range` whose pages were not placed.
     fn missing(&self, range: ByteRange) -> Vec<ByteRange> {
-        let pages = self.geometry.pages_touching(range);
-        let mut missing = Vec::new();
-        let mut at = pages.start;
-        while let Some(gap) = self.pages.next_gap(at).filter(|gap| *gap < pages.end) {
-            let end = self.pages.next_member(gap).map_or(pages.end, |end| end.min(pages.end));
-            missing.push(self.geometry.range_of_pages(gap..end));
-            at = end;
-            if at >= pages.end {
-                break;
+        let mut missing: Vec<ByteRange> = Vec::new();
+        for page in self.geometry.pages_touching(range).filter(|page| !self.pages.contains(*page)) {
+            let page = self.geometry.range_of_pages(page..page + 1);
+            match missing.last_mut() {
+                Some(last) if last.end == page.start => last.end = page.end,
+                _ => missing.push(page),
             }
         }
         missing
+    }
+
+    fn are_there(&self, mut pages: std::ops::Range<u64>) -> bool {
+        pages.all(|page| self.pages.contains(page))
     }
 
     fn mark_present(&self, range: ByteRange) -> u64 {
@@ -384,7 +385,7 @@ impl Inner {
         let newly = self.pages.insert_range(pages);
         for chunk in self.geometry.touching(range) {
             let pages = self.geometry.pages_of(ChunkIndex(chunk));
-            let whole = self.pages.next_gap(pages.start).is_none_or(|gap| gap >= pages.end);
+            let whole = self.are_there(pages);
             // Of two threads that place a chunk's last pages, at least the later one sees them all.
             if whole && self.chunks.insert(chunk) {
                 self.failed.lock().expect("no holder panics").remove(&chunk);
@@ -394,12 +395,16 @@ impl Inner {
         newly
     }
 
-    /// An error of the local copy itself: its memory is gone, and there is nothing left to do.
+    /// An error of the local copy itself: unless it can pass, its memory is gone, and there is nothing
+    /// left to do.
     fn check(&self, result: Result<()>) {
-        if let Err(error) = result
-            && !self.closed.swap(true, Ordering::AcqRel)
-        {
-            tracing::warn!(region = self.pin.region().name(), %error, "the memory of the copy is gone");
+        let Err(error) = result else { return };
+        let region = self.pin.region().name();
+        if error.can_retry() {
+            return tracing::warn!(region, %error, "bytes could not be placed; they are pulled again");
+        }
+        if !self.closed.swap(true, Ordering::AcqRel) {
+            tracing::warn!(region, %error, "the memory of the copy is gone");
             self.given_up.lock().expect("no holder panics").get_or_insert(error);
             self.counters.notify();
         }
@@ -437,7 +442,7 @@ impl Inner {
         }
         let pages = self.geometry.pages_touching(range);
         let answer = self.counters.wait(None, || {
-            if self.pages.next_gap(pages.start).is_none_or(|gap| gap >= pages.end) {
+            if self.are_there(pages.clone()) {
                 return Some(Ok(()));
             }
             if let Some(error) = self.given_up() {

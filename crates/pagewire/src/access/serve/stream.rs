@@ -118,8 +118,13 @@ impl Streams {
         self.work.notify_all();
     }
 
+    /// Puts ranges first. Some that add up to more than the region would cost more to sort than to send,
+    /// and are ignored.
     pub(super) fn steer(&self, id: u64, ranges: &[ByteRange]) {
-        if let Some(stream) = self.lock().find(id) {
+        if let Some(stream) = self.lock().find(id)
+            && ranges.iter().map(|range| u128::from(range.len())).sum::<u128>()
+                <= u128::from(stream.pin.info().length)
+        {
             stream.order.steer(ranges);
         }
     }

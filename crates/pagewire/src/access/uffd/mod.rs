@@ -36,6 +36,7 @@ fn poisoned(result: Result<(), PlaceError>) -> Result<(), PlaceError> {
     }
 }
 
+const ENOMEM: i32 = 12;
 const EINVAL: i32 = 22;
 const ENOTTY: i32 = 25;
 
@@ -43,6 +44,10 @@ const ENOTTY: i32 = 25;
 fn place_error(error: &PlaceError) -> Error {
     match error {
         PlaceError::Gone => Error::new(ErrorKind::Cancelled, "the memory is gone"),
+        // No memory left, now; anything else is no better for being tried again.
+        PlaceError::Os(error) if error.raw_os_error() == Some(ENOMEM) => {
+            Error::new(ErrorKind::Io, "there is no memory left to place pages in").with_retry(true)
+        }
         error => Error::new(ErrorKind::Io, "cannot place pages").because(error),
     }
 }
