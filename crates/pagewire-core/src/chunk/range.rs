@@ -67,6 +67,34 @@ impl ByteRange {
         self.start <= other.start && other.end <= self.end && other.start <= self.end
     }
 
+    /// What of the range lies before `other`, and what behind it; either may be empty. Nothing is taken
+    /// away by a range that has no byte in common with this one.
+    pub fn without(self, other: Self) -> [Self; 2] {
+        let common = self.intersect(other);
+        if common.is_empty() {
+            return [self, Self::new(self.end, self.end)];
+        }
+        [Self::new(self.start, common.start), Self::new(common.end, self.end)]
+    }
+
+    /// The bytes that are in any of `ranges`, as ranges in order that neither overlap nor touch.
+    pub fn union(mut ranges: Vec<Self>) -> Vec<Self> {
+        ranges.sort_by_key(|range| range.start);
+        let mut union: Vec<Self> = Vec::with_capacity(ranges.len());
+        for range in ranges {
+            match union.last_mut() {
+                Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+                _ => union.push(range),
+            }
+        }
+        union
+    }
+
+    /// The lengths of `ranges` added up, saturating.
+    pub fn total<'a>(ranges: impl IntoIterator<Item = &'a Self>) -> u64 {
+        ranges.into_iter().fold(0, |total, range| total.saturating_add(range.len()))
+    }
+
     /// Whether the two have a byte in common.
     pub fn overlaps(self, other: Self) -> bool {
         !self.intersect(other).is_empty()
@@ -132,7 +160,7 @@ impl ByteRange {
     }
 
     /// Appends the range to an ordered list, merged with its last entry where the two are adjacent.
-    pub(crate) fn append_to(self, list: &mut Vec<Self>) {
+    pub fn append_to(self, list: &mut Vec<Self>) {
         match list.last_mut() {
             _ if self.is_empty() => {}
             Some(last) if last.end == self.start => last.end = self.end,
@@ -192,6 +220,28 @@ mod tests {
                 prop_assert!(range.contains(inner));
                 prop_assert!(inner.start - range.start < align && range.end - inner.end < align);
             }
+        }
+
+        #[test]
+        fn what_is_taken_away_and_what_is_left_are_the_whole(range in any_range(), other in any_range()) {
+            let [before, after] = range.without(other);
+            let common = range.intersect(other);
+            prop_assert!(!before.overlaps(other) && !after.overlaps(other));
+            prop_assert_eq!(before.len() + common.len() + after.len(), range.len());
+            prop_assert!([before, common, after].iter().all(|part| part.is_empty() || range.contains(*part)));
+        }
+
+        #[test]
+        fn a_union_holds_each_byte_once(ranges in proptest::collection::vec((0u64..300, 0u64..60), 0..12)) {
+            let ranges: Vec<ByteRange> =
+                ranges.into_iter().map(|(start, len)| ByteRange::new(start, start + len)).collect();
+            let mut bytes: Vec<u64> = ranges.iter().flat_map(|range| range.start..range.end).collect();
+            bytes.sort_unstable();
+            bytes.dedup();
+            let union = ByteRange::union(ranges);
+            prop_assert!(union.windows(2).all(|pair| pair[0].end < pair[1].start));
+            prop_assert_eq!(ByteRange::total(&union), bytes.len() as u64);
+            prop_assert_eq!(union.iter().flat_map(|range| range.start..range.end).collect::<Vec<_>>(), bytes);
         }
 
         #[test]

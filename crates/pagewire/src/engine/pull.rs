@@ -86,11 +86,9 @@ fn page_first(ranges: &[ByteRange], page: ByteRange) -> Vec<ByteRange> {
     let mut ordered = vec![page];
     ordered.retain(|page| ranges.iter().any(|range| range.contains(*page)));
     for range in ranges {
-        let before = ByteRange::new(range.start, page.start.clamp(range.start, range.end));
-        let after = ByteRange::new(page.end.clamp(range.start, range.end), range.end);
         // The bytes behind it are likelier to be wanted next.
-        let rest = if range.overlaps(page) { [after, before] } else { [*range, ByteRange::new(0, 0)] };
-        ordered.extend(rest.into_iter().filter(|range| !range.is_empty()));
+        let rest = range.without(page).into_iter().rev();
+        ordered.extend(rest.filter(|range| !range.is_empty()));
     }
     ordered
 }
@@ -362,13 +360,9 @@ impl Inner {
 
     /// The parts of `range` whose pages were not placed.
     fn missing(&self, range: ByteRange) -> Vec<ByteRange> {
-        let mut missing: Vec<ByteRange> = Vec::new();
+        let mut missing = Vec::new();
         for page in self.geometry.pages_touching(range).filter(|page| !self.pages.contains(*page)) {
-            let page = self.geometry.range_of_pages(page..page + 1);
-            match missing.last_mut() {
-                Some(last) if last.end == page.start => last.end = page.end,
-                _ => missing.push(page),
-            }
+            self.geometry.range_of_pages(page..page + 1).append_to(&mut missing);
         }
         missing
     }
@@ -377,12 +371,12 @@ impl Inner {
         pages.all(|page| self.pages.contains(page))
     }
 
-    fn mark_present(&self, range: ByteRange) -> u64 {
+    fn mark_present(&self, range: ByteRange) {
         let pages = self.geometry.pages_within(range);
         if pages.is_empty() {
-            return 0;
+            return;
         }
-        let newly = self.pages.insert_range(pages);
+        self.pages.insert_range(pages);
         for chunk in self.geometry.touching(range) {
             let pages = self.geometry.pages_of(ChunkIndex(chunk));
             let whole = self.are_there(pages);
@@ -392,7 +386,6 @@ impl Inner {
             }
         }
         self.counters.notify();
-        newly
     }
 
     /// An error of the local copy itself: unless it can pass, its memory is gone, and there is nothing
@@ -419,15 +412,16 @@ impl Inner {
         let region = self.pin.region().name();
         let news = self.failed.lock().expect("no holder panics").insert(chunk.0, error.clone()).is_none();
         // Looked at after the chunk counts as failed: what comes later than this takes that back.
-        if self.missing(range).is_empty() {
+        let missing = self.missing(range);
+        if missing.is_empty() {
             self.failed.lock().expect("no holder panics").remove(&chunk.0);
             return;
         }
         if news {
             tracing::error!(region, %error, "bytes {range} cannot be had; whoever touches them gets an error");
         }
-        for missing in self.missing(range) {
-            self.check(self.local.fail(missing));
+        for range in missing {
+            self.check(self.local.fail(range));
         }
         self.counters.notify();
     }

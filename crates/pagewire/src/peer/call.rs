@@ -76,7 +76,7 @@ impl Call {
             Ask::Stream { .. } | Ask::Control => VecDeque::new(),
         };
         let total = match &ask {
-            Ask::Read { .. } => Some(missing.iter().map(|range| range.len()).sum()),
+            Ask::Read { .. } => Some(ByteRange::total(&missing)),
             Ask::Stream { .. } | Ask::Control => None,
         };
         let state = State { delivering: 0, missing, received: 0, total, outcome: None, told: false };
@@ -119,7 +119,7 @@ impl Call {
         new.iter().for_each(|range| sink.part(part.cut(*range)));
         let mut state = self.lock();
         state.delivering -= 1;
-        state.received += new.iter().map(|range| range.len()).sum::<u64>();
+        state.received += ByteRange::total(&new);
         Ok(self.settle(state))
     }
 
@@ -129,7 +129,7 @@ impl Call {
         let mut state = self.lock();
         if matches!(self.ask, Ask::Read { .. }) {
             // Its bytes come before its end, on the same connection.
-            let left: u64 = state.missing.iter().map(|range| range.len()).sum();
+            let left = ByteRange::total(&state.missing);
             if left > 0 {
                 let text = format!("an answer of {sent} bytes leaves out {left}");
                 state.outcome.get_or_insert(Err(Error::new(ErrorKind::Protocol, text)));
@@ -209,7 +209,7 @@ fn take(missing: &mut VecDeque<ByteRange>, range: ByteRange) -> Vec<ByteRange> {
         }
         taken.push(new);
         left -= new.len();
-        let (before, after) = (ByteRange::new(from.start, new.start), ByteRange::new(new.end, from.end));
+        let [before, after] = from.without(range);
         match (before.is_empty(), after.is_empty()) {
             (true, true) => drop(missing.remove(at)),
             (true, false) => missing[at] = after,

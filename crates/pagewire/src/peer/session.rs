@@ -165,19 +165,12 @@ impl Session {
 
     /// Begins a stream.
     pub(crate) fn stream(&self, ranges: &[ByteRange], epoch: u64, sink: Arc<dyn Sink>) -> Result<StreamCall> {
-        let shared = &self.shared;
-        let (link, handle) = shared.primary()?;
         let flow = Flow::new(Instant::now());
         let credit = flow.initial();
-        let id = shared.next_id.fetch_add(1, Ordering::Relaxed);
         let call = Call::new(Ask::Stream { epoch, flow }, Answer::Sink(sink), None);
-        shared.insert(id, call, Lane::Primary, &link);
-        link.send(|out| Request::Stream { handle, epoch, credit, ranges: ranges.to_vec() }.encode(id, out));
-        // A link that was lost before the call was in the table has not failed it.
-        if !link.is_alive() {
-            shared.finish(id, |call| call.fail(lost(&shared.region, "just now")));
-        }
-        Ok(StreamCall { shared: Arc::downgrade(shared), id })
+        let request = |handle| Request::Stream { handle, epoch, credit, ranges: ranges.to_vec() };
+        let id = self.shared.ask_once(call, request)?;
+        Ok(StreamCall { shared: Arc::downgrade(&self.shared), id })
     }
 
     /// Moves the open region to its newest epoch.
@@ -188,15 +181,9 @@ impl Session {
             let _ = sender.send(result);
         });
         let shared = &self.shared;
-        let (link, handle) = shared.primary()?;
         let deadline = Some(Instant::now() + shared.options.patience);
-        let id = shared.next_id.fetch_add(1, Ordering::Relaxed);
         let call = Call::new(Ask::Control, Answer::Reply(Mutex::new(Some(reply))), deadline);
-        shared.insert(id, call, Lane::Primary, &link);
-        link.send(|out| Request::Refresh { handle }.encode(id, out));
-        if !link.is_alive() {
-            shared.finish(id, |call| call.fail(lost(&shared.region, "just now")));
-        }
+        shared.ask_once(call, |handle| Request::Refresh { handle })?;
         match receiver.recv() {
             Ok(Ok(Reply::Opened { info, .. })) => {
                 shared.lock().info = info;
@@ -289,9 +276,18 @@ impl Shared {
         }
     }
 
-    fn insert(&self, id: u64, call: Call, lane: Lane, link: &Arc<Link>) {
-        let entry = Entry { call, lane, sent_on: Mutex::new(Arc::downgrade(link)) };
+    /// Asks on the primary link, once: a call that is not a read ends with the link.
+    fn ask_once(&self, call: Call, request: impl FnOnce(u32) -> Request) -> Result<u64> {
+        let (link, handle) = self.primary()?;
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let entry = Entry { call, lane: Lane::Primary, sent_on: Mutex::new(Arc::downgrade(&link)) };
         self.calls().insert(id, Arc::new(entry));
+        link.send(|out| request(handle).encode(id, out));
+        // A link that was lost before the call was in the table has not failed it.
+        if !link.is_alive() {
+            self.finish(id, |call| call.fail(lost(&self.region, "just now")));
+        }
+        Ok(id)
     }
 
     fn submit(&self, call: Call, lane: Lane) {

@@ -5,6 +5,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use pagewire::address::PeerAddress;
 use pagewire::engine::Region;
 use pagewire::store::{Blocking, FileStore, MemoryStore, Read, RemoteStore, Store, Urgency};
 use pagewire::{ByteRange, ErrorKind, PullOrder};
@@ -61,18 +62,25 @@ fn what_is_poisoned_heals_by_itself() {
     assert!(*mapping == bytes);
 }
 
+/// An application that has mapped a region and is about to touch what has not come, its server gone;
+/// and where that was.
+fn application_without_server(seed: u8) -> (Actor, PeerAddress) {
+    let bytes = pattern(1 << 20, seed);
+    let file = file(&bytes);
+    let (server, address) = support::serve([file_region(file.path())], &anywhere());
+    let settings = [("peer", address.to_string()), ("touch", (700_000).to_string())];
+    let application = Actor::start(TOUCH, &settings);
+    assert_eq!(application.wait_for("ready "), bytes[0].to_string());
+    drop(server);
+    (application, address)
+}
+
 #[test]
 fn who_touches_what_cannot_be_had_gets_a_sigbus() {
     if !support::has_userfaultfd() {
         return;
     }
-    let bytes = pattern(1 << 20, 3);
-    let file = file(&bytes);
-    let (server, address) = support::serve([file_region(file.path())], &anywhere());
-    let settings = [("peer", address.to_string()), ("touch", (700_000).to_string())];
-    let mut application = Actor::start(TOUCH, &settings);
-    assert_eq!(application.wait_for("ready "), bytes[0].to_string());
-    drop(server);
+    let (mut application, _) = application_without_server(3);
     application.say();
     let (status, log) = application.end();
     assert_eq!(status.signal(), Some(SIGBUS), "{status}; it said: {log}");
@@ -84,13 +92,7 @@ fn who_touches_what_another_server_has_gets_a_sigbus() {
     if !support::has_userfaultfd() {
         return;
     }
-    let bytes = pattern(1 << 20, 4);
-    let file = file(&bytes);
-    let (server, address) = support::serve([file_region(file.path())], &anywhere());
-    let settings = [("peer", address.to_string()), ("touch", (700_000).to_string())];
-    let mut application = Actor::start(TOUCH, &settings);
-    assert_eq!(application.wait_for("ready "), bytes[0].to_string());
-    drop(server);
+    let (mut application, address) = application_without_server(4);
     // Zeroes, under the same name, at the same place.
     let other = Region::new("file", Arc::new(MemoryStore::new(1 << 20))).unwrap();
     let (_server, _) = support::serve([other], &address);

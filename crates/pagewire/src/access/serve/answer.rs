@@ -22,7 +22,7 @@ pub(super) fn read(
     ranges: Vec<ByteRange>,
     urgency: Urgency,
 ) {
-    let left: u64 = ranges.iter().map(|range| range.len()).sum();
+    let left = ByteRange::total(&ranges);
     if left == 0 {
         return outgoing.reply(id, &Reply::End { sent: 0 });
     }

@@ -171,7 +171,7 @@ fn answer_request(
         Request::Read { handle, epoch, ranges } => {
             let pin = pinned(session, handle, epoch)?;
             check_ranges(&pin.info(), &ranges)?;
-            if total(&ranges) > u128::from(MAX_READ) {
+            if ByteRange::total(&ranges) > MAX_READ {
                 let text = format!("one READ may ask for {MAX_READ} bytes; a STREAM is for more");
                 return Err(Error::new(ErrorKind::Usage, text));
             }
@@ -183,7 +183,7 @@ fn answer_request(
         Request::Stream { handle, epoch, credit, ranges } => {
             let pin = pinned(session, handle, epoch)?;
             check_ranges(&pin.info(), &ranges)?;
-            if total(&ranges) > u128::from(pin.info().length) {
+            if ByteRange::total(&ranges) > pin.info().length {
                 return Err(Error::new(ErrorKind::Protocol, "the ranges of a STREAM overlap"));
             }
             session.streams().begin(id, handle, pin, &ranges, credit)?;
@@ -238,11 +238,6 @@ fn pinned(session: &Session, handle: u32, epoch: u64) -> Result<Arc<Pin>> {
         return Err(Error::new(ErrorKind::Stale, text));
     }
     Ok(pin)
-}
-
-/// How many bytes the ranges have in all.
-fn total(ranges: &[ByteRange]) -> u128 {
-    ranges.iter().map(|range| u128::from(range.len())).sum()
 }
 
 fn check_ranges(info: &Info, ranges: &[ByteRange]) -> Result<()> {

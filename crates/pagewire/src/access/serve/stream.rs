@@ -122,8 +122,7 @@ impl Streams {
     /// and are ignored.
     pub(super) fn steer(&self, id: u64, ranges: &[ByteRange]) {
         if let Some(stream) = self.lock().find(id)
-            && ranges.iter().map(|range| u128::from(range.len())).sum::<u128>()
-                <= u128::from(stream.pin.info().length)
+            && ByteRange::total(ranges) <= stream.pin.info().length
         {
             stream.order.steer(ranges);
         }

@@ -88,7 +88,6 @@ impl Resolve for Events {
     fn resolve(&mut self) -> io::Result<bool> {
         loop {
             let Unread { events, removed } = self.memory.take_events()?;
-            let idle = events.is_empty() && removed.is_empty();
             for range in removed {
                 self.puller.supersede(range);
             }
@@ -106,9 +105,9 @@ impl Resolve for Events {
                 }
             }
             self.answer_waiting();
-            if idle {
-                let soon = self.soon.check(&self.puller);
-                return Ok(soon || !self.waiting.is_empty() || self.memory.has_unread());
+            // What arrives from now on makes the descriptor readable.
+            if !self.memory.has_unread() {
+                return Ok(self.soon.check(&self.puller) || !self.waiting.is_empty());
             }
         }
     }

@@ -136,13 +136,9 @@ impl Inner {
     }
 
     fn stream_round(self: &Arc<Self>, ranges: Vec<ByteRange>, weak: &Weak<Self>) -> Result<()> {
-        let (sender, receiver) = mpsc::sync_channel(1);
-        let sink = BackgroundFill::new(self, move |result| {
-            // The other end waits until it has heard this once.
-            let _ = sender.try_send(result);
-        });
+        let (sink, receiver) = BackgroundFill::new(self);
         let epoch = self.pin.epoch();
-        let stream = self.pin.region().stream(StreamRequest { ranges, epoch, sink: Arc::new(sink) })?;
+        let stream = self.pin.region().stream(StreamRequest { ranges, epoch, sink })?;
         *self.stream.lock().expect("no holder panics") = Some(stream);
         let patience = self.options.give_up_after.unwrap_or(SILENCE);
         let turn = self.options.heal_interval.min(patience);
@@ -184,14 +180,10 @@ impl Inner {
             if missing.is_empty() {
                 continue;
             }
-            let (sender, receiver) = mpsc::sync_channel(1);
-            let sink = BackgroundFill::new(self, move |result| {
-                // The other end waits until it has heard this once.
-                let _ = sender.try_send(result);
-            });
+            let (sink, ended) = BackgroundFill::new(self);
             let (epoch, urgency) = (self.pin.epoch(), Urgency::Background);
-            self.pin.region().read(Read { ranges: missing, epoch, urgency, sink: Arc::new(sink) });
-            receiver.recv().unwrap_or_else(|_| Err(Error::new(ErrorKind::Cancelled, "dropped")))?;
+            self.pin.region().read(Read { ranges: missing, epoch, urgency, sink });
+            ended.recv().unwrap_or_else(|_| Err(Error::new(ErrorKind::Cancelled, "dropped")))?;
         }
         Ok(())
     }

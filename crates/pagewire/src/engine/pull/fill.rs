@@ -1,7 +1,7 @@
 //! Placing what comes, on the thread that received it.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Weak, mpsc};
 use std::time::Instant;
 
 use pagewire_core::chunk::{ByteRange, ChunkIndex};
@@ -70,12 +70,14 @@ impl Sink for Fill {
 /// The answer to a background stream or read.
 pub(super) struct BackgroundFill {
     inner: Weak<Inner>,
-    ended: Box<dyn Fn(Result<()>) + Send + Sync>,
+    ended: mpsc::SyncSender<Result<()>>,
 }
 
 impl BackgroundFill {
-    pub(super) fn new(inner: &Arc<Inner>, ended: impl Fn(Result<()>) + Send + Sync + 'static) -> Self {
-        Self { inner: Arc::downgrade(inner), ended: Box::new(ended) }
+    /// A sink, and where its end can be waited for.
+    pub(super) fn new(inner: &Arc<Inner>) -> (Arc<Self>, mpsc::Receiver<Result<()>>) {
+        let (ended, receiver) = mpsc::sync_channel(1);
+        (Arc::new(Self { inner: Arc::downgrade(inner), ended }), receiver)
     }
 }
 
@@ -97,6 +99,7 @@ impl Sink for BackgroundFill {
     }
 
     fn done(&self, result: Result<()>) {
-        (self.ended)(result);
+        // There is room for the one end; who does not wait for it any more needs no word.
+        let _ = self.ended.try_send(result);
     }
 }

@@ -174,19 +174,9 @@ impl State {
 
 /// The ranges that `changes` touch, in order, without overlaps.
 fn merged(changes: &[&Change<'_>]) -> Vec<ByteRange> {
-    let mut ranges: Vec<ByteRange> = changes
-        .iter()
-        .map(|change| ByteRange::new(change.offset, change.offset + change.bytes.len() as u64))
-        .collect();
-    ranges.sort_by_key(|range| range.start);
-    let mut merged: Vec<ByteRange> = Vec::with_capacity(ranges.len());
-    for range in ranges {
-        match merged.last_mut() {
-            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
-            _ => merged.push(range),
-        }
-    }
-    merged
+    let range =
+        |change: &&Change<'_>| ByteRange::new(change.offset, change.offset + change.bytes.len() as u64);
+    ByteRange::union(changes.iter().map(range).collect())
 }
 
 /// Leaves the gate when the read has ended.

@@ -4,7 +4,7 @@
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use pagewire_core::wire::{InstanceId, Notification, RegionInfo, Role, SessionToken};
+use pagewire_core::wire::{InstanceId, RegionInfo, Role, SessionToken};
 
 use super::{Ask, Entry, RegionAddress, Shared};
 use crate::error::{Error, ErrorKind, Result};
@@ -157,20 +157,6 @@ impl Shared {
         self.fail_calls(unrepeatable, || lost(&self.region, cause));
     }
 
-    /// The streams under way.
-    pub(super) fn streams(&self) -> Vec<u64> {
-        let is_stream = |entry: &Arc<Entry>| matches!(entry.call.ask, Ask::Stream { .. });
-        self.calls().iter().filter(|(_, entry)| is_stream(entry)).map(|(id, _)| *id).collect()
-    }
-
-    /// Tells the peer that nobody waits for these streams any more.
-    pub(super) fn cancel(&self, streams: &[u64]) {
-        let Ok((link, _)) = self.primary() else { return };
-        link.send(|out| {
-            streams.iter().for_each(|&request| Notification::Cancel { request }.encode(out));
-        });
-    }
-
     /// The life of one bulk connection, again and again until the session is closed.
     pub(super) fn keep_bulk(&self, index: usize) {
         crate::schedule::bulk();
@@ -231,11 +217,9 @@ impl Shared {
             state.bulk[index] = None;
         }
         tracing::warn!(region = %self.region, error = %cause, "lost a bulk connection; making it again");
-        // What was on its way on this connection is lost; only who pulls can say what that was.
-        // They have failed here before the peer answers that they were cancelled.
-        let streams = self.streams();
+        // What was on its way on this connection is lost; only who pulls can say what that was. The
+        // peer hears of the end of a stream when who pulls lets go of it.
         self.fail_calls(|entry| matches!(entry.call.ask, Ask::Stream { .. }), || lost(&self.region, cause));
-        self.cancel(&streams);
         self.send_waiting();
     }
 

@@ -22,17 +22,8 @@ impl Cut {
 
     /// The ranges to ask for: whole pages, each once.
     pub(super) fn widened(&self) -> Vec<ByteRange> {
-        let mut wide: Vec<ByteRange> =
-            self.wanted.iter().map(|range| range.align_out(PAGE_SIZE).clamp_to(self.length)).collect();
-        wide.sort_by_key(|range| range.start);
-        let mut merged: Vec<ByteRange> = Vec::with_capacity(wide.len());
-        for range in wide {
-            match merged.last_mut() {
-                Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
-                _ => merged.push(range),
-            }
-        }
-        merged
+        let wide = self.wanted.iter().map(|range| range.align_out(PAGE_SIZE).clamp_to(self.length));
+        ByteRange::union(wide.collect())
     }
 }
 

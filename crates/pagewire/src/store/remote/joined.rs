@@ -14,7 +14,7 @@ const LONGEST: u64 = 8 << 20;
 
 /// The ranges of each request that together ask for `ranges`.
 pub(super) fn requests(ranges: Vec<ByteRange>) -> Vec<Vec<ByteRange>> {
-    let total: u64 = ranges.iter().map(|range| range.len()).sum();
+    let total = ByteRange::total(&ranges);
     if total <= LONGEST && ranges.len() <= MAX_RANGES {
         return vec![ranges];
     }

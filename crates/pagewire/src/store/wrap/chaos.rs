@@ -93,7 +93,7 @@ impl Store for Chaos {
             Fate::Good => self.store.read(read),
             Fate::Error => read.sink.done(Err(on_purpose())),
             fate => {
-                let total: u64 = read.ranges.iter().map(|range| range.len()).sum();
+                let total = ByteRange::total(&read.ranges);
                 let sink = Arc::new(Cutting {
                     left: Mutex::new(total / 2 / PAGE_SIZE * PAGE_SIZE),
                     succeeds: fate == Fate::Short,

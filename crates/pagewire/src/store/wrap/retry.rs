@@ -174,11 +174,7 @@ impl Sink for Once {
         let missing = std::mem::take(&mut state.missing);
         state.missing = missing
             .into_iter()
-            .flat_map(|range| {
-                let before = ByteRange::new(range.start, range.end.min(got.start.max(range.start)));
-                let after = ByteRange::new(range.start.max(got.end.min(range.end)), range.end);
-                if range.overlaps(got) { [before, after] } else { [range, ByteRange::new(0, 0)] }
-            })
+            .flat_map(|range| range.without(got))
             .filter(|range| !range.is_empty())
             .collect();
     }

@@ -38,6 +38,7 @@ pub(super) struct GuestMemory {
     parts: Mutex<HashMap<u64, HugePage>>,
     /// The thread that reads events.
     reader: OnceLock<ThreadId>,
+    buffer: Mutex<EventBuffer>,
     /// Events that were read, and what they say was given up, which nobody has dealt with yet.
     unread: Mutex<Unread>,
     /// Huge pages that were placed, by their offset in the region divided by their size.
@@ -88,6 +89,7 @@ impl GuestMemory {
             removed: RwLock::new(BitSet::new(geometry.page_count())),
             parts: Mutex::default(),
             reader: OnceLock::new(),
+            buffer: Mutex::new(EventBuffer::new(EVENTS)),
             unread: Mutex::default(),
             placed: Mutex::new(BitSet::new(length.div_ceil(HUGE))),
         }
@@ -130,7 +132,7 @@ impl GuestMemory {
 
     /// Reads what events there are.
     fn read_events(&self) -> io::Result<()> {
-        let mut buffer = EventBuffer::new(EVENTS);
+        let mut buffer = self.buffer.lock().expect("no holder panics");
         let mut removed = self.removed.write().expect("no holder panics");
         match self.uffd.read_events(&mut buffer) {
             Ok(_) => {}
