@@ -36,6 +36,10 @@ pub enum ErrorKind {
     Busy,
     /// Given up by the caller, or because the region was closed.
     Cancelled,
+    /// Somebody else has the lease of the region now: whoever is told so writes no more.
+    Fenced,
+    /// There is no room left: in the store, or past the capacity of the region.
+    NoSpace,
 }
 
 impl ErrorKind {
@@ -53,6 +57,8 @@ impl ErrorKind {
             ErrorKind::Unsupported => RemoteErrorKind::Unsupported,
             ErrorKind::Busy => RemoteErrorKind::Busy,
             ErrorKind::Cancelled => RemoteErrorKind::Cancelled,
+            ErrorKind::Fenced => RemoteErrorKind::Fenced,
+            ErrorKind::NoSpace => RemoteErrorKind::NoSpace,
         }
     }
 
@@ -69,6 +75,8 @@ impl ErrorKind {
             RemoteErrorKind::Denied => ErrorKind::Denied,
             RemoteErrorKind::Unavailable => ErrorKind::Unavailable,
             RemoteErrorKind::Cancelled => ErrorKind::Cancelled,
+            RemoteErrorKind::Fenced => ErrorKind::Fenced,
+            RemoteErrorKind::NoSpace => ErrorKind::NoSpace,
             _ => ErrorKind::Io,
         }
     }

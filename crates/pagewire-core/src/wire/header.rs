@@ -71,16 +71,18 @@ frame_types! {
     STREAM = 0x0008;
     /// Moves an open region to its newest epoch.
     REFRESH = 0x0009;
-    /// Reserved: writes of many ranges.
+    /// Which bytes differ between an epoch and the newest.
+    CHANGES = 0x000a;
+    /// Bytes for some ranges.
     WRITE = 0x0010;
-    /// Reserved: zeroes a range.
+    /// Zeroes for some ranges.
     ZERO = 0x0011;
-    /// Reserved: changes a region's length.
+    /// Changes a region's length.
     SET_LENGTH = 0x0012;
-    /// Reserved: makes writes durable and raises the epoch.
+    /// Makes writes durable and raises the epoch.
     FLUSH = 0x0013;
-    /// Reserved: opens, renews and fences a lease.
-    LEASE = 0x0014;
+    /// Gives up what was written and not flushed.
+    DISCARD = 0x0014;
     /// Reserved: what changed since an epoch, now and from now on.
     SUBSCRIBE = 0x0015;
     /// Reserved: hashes of a region as a tree.
@@ -102,6 +104,14 @@ frame_types! {
     INFO_REPLY = 0x1006;
     /// The end of the data of a READ or a STREAM.
     END = 0x1007;
+    /// The answer to an OPEN for writing.
+    LEASED = 0x1008;
+    /// The answer to what needs no other: it was done.
+    DONE = 0x1009;
+    /// The answer to [`FrameType::FLUSH`].
+    FLUSHED = 0x100a;
+    /// The answer to [`FrameType::CHANGES`].
+    CHANGED = 0x100b;
     /// The answer to a request that failed.
     ERROR = 0x1fff;
 
@@ -113,7 +123,7 @@ frame_types! {
     CANCEL = 0x2003;
     /// The sender is about to close the connection, and why.
     GOODBYE = 0x2004;
-    /// Reserved: a region that is open has a newer epoch.
+    /// A region that is open has a newer epoch.
     EPOCH = 0x2005;
 
     /// Bytes of a region.
@@ -135,6 +145,7 @@ impl FrameType {
     /// The longest body that a frame of this type may have, in bytes.
     pub const fn longest_body(self) -> u32 {
         match self.class() {
+            _ if self.0 == FrameType::WRITE.0 => MAX_PAYLOAD + MAX_MESSAGE,
             Class::Data => MAX_PAYLOAD + (data::DATA_HEADER_LEN + data::TRAILER_LEN) as u32,
             _ => MAX_MESSAGE,
         }

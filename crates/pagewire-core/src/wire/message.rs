@@ -9,7 +9,7 @@ mod request;
 pub use error::{RemoteError, RemoteErrorKind};
 pub use hello::{Hello, HelloReply, MAGIC, Role};
 pub use notification::Notification;
-pub use reply::{ListReply, RegionInfo, Reply};
+pub use reply::{Leased, ListReply, RegionInfo, Reply};
 pub use request::{OpenMode, Request};
 
 use super::{FrameType, HEADER_LEN, Header};

@@ -9,17 +9,20 @@
 //! Everything that travels is a *frame*: a 16-byte [`Header`] and a body.
 //! - [`message`]: requests, replies and notifications, whose bodies are short and read whole.
 //! - [`data`]: bytes of a region, whose bodies are long and never copied by the codec.
+//! - [`write`]: the same in the other direction.
 //! - [`cursor`]: the primitives both are written with; every length is checked before it is trusted.
 //!
 //! # Versions
 //!
 //! | version | what changed, and why |
 //! | --- | --- |
-//! | 1 | the first |
+//! | 1 | the first: reading |
+//! | 2 | writing, and word of newer epochs, in types that version 1 had reserved |
 
 pub mod data;
 pub mod header;
 pub mod message;
+pub mod write;
 
 mod cursor;
 
@@ -27,18 +30,22 @@ pub use cursor::Malformed;
 pub use data::{DataHeader, Encoding, Trailer};
 pub use header::{Class, FrameType, HEADER_LEN, Header};
 pub use message::{
-    Hello, HelloReply, ListReply, Notification, OpenMode, RegionInfo, RemoteError, RemoteErrorKind, Reply,
-    Request, Role,
+    Hello, HelloReply, Leased, ListReply, Notification, OpenMode, RegionInfo, RemoteError, RemoteErrorKind,
+    Reply, Request, Role,
 };
+pub use write::WriteHeader;
 
 /// The newest version of the protocol that this codec speaks.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// The oldest version of the protocol that this codec still speaks.
 pub const OLDEST_VERSION: u16 = 1;
 
 /// The longest name of a region, in bytes of UTF-8.
 pub const MAX_NAME: usize = 255;
+
+/// The longest name of a writer, in bytes of UTF-8.
+pub const MAX_OWNER: usize = 128;
 
 /// The most ranges that one request or notification may carry. A longer order is sent as several
 /// streams, one after another.

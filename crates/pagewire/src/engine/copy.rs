@@ -59,7 +59,7 @@ pub fn copy(
         give_up_after: Some(options.patience),
         ..PullOptions::default()
     };
-    let puller = Puller::start(from.pin(), target, pull)?;
+    let puller = Puller::start(from.pin()?, target, pull)?;
     for update in puller.updates(options.interval) {
         progress(&update);
     }

@@ -15,4 +15,4 @@ pub mod region;
 pub use local_copy::{LocalCopy, PlainMemory};
 pub use progress::Progress;
 pub use pull::{Fault, PullOptions, Puller};
-pub use region::{Change, Pin, Region};
+pub use region::{Change, Pin, Region, Watch, Writer};

@@ -1,23 +1,28 @@
-//! A region: a store with a name, and what its readers of older epochs still see.
+//! A region: a store with a name, what its readers see, and who may write to it.
 //!
-//! A reader is pinned to an epoch. Where the store keeps its epochs itself (a peer does), the reads
-//! just name them. Where it does not, the region does it, by before-images: [`Region::commit`] first
-//! keeps the bytes that it is about to replace, for as long as somebody is pinned to an epoch before
-//! it and the bound allows; then it waits for the reads that began without knowing of them (the
-//! [`gate`]); then it writes.
+//! A reader is pinned to an epoch. Where the store keeps its epochs itself (files and peers do), the
+//! region just names them. Where it does not, the region does it, by before-images ([`history`]): it
+//! first keeps the bytes that are about to be replaced, then waits for the reads that began without
+//! knowing of them (the gate), then lets them be replaced.
+//!
+//! There is one [`Writer`] at a time: it has the region's [`lease`].
 
-mod gate;
 mod history;
+mod lease;
+mod writer;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use pagewire_core::chunk::ByteRange;
 
 use crate::address::{StoreAddress, check_name};
-use crate::error::{Error, ErrorKind, Result};
-use crate::store::{Info, Lent, Read, Store, Stream, StreamRequest};
+use crate::error::Result;
+use crate::store::{Info, Lent, Read, STAGED, Store, Stream, StreamRequest};
 use history::History;
+use lease::Lease;
+
+pub use writer::Writer;
 
 /// How many bytes of before-images a region keeps for readers of older epochs unless told otherwise.
 pub const DEFAULT_IMAGES: u64 = 32 << 20;
@@ -28,6 +33,14 @@ pub struct Region {
     store: Arc<dyn Store>,
     /// Where the store keeps no epochs itself and can be written to.
     history: Option<History>,
+    lease: Lease,
+    watchers: Mutex<Vec<Weak<dyn Watch>>>,
+}
+
+/// Whoever wants to know of new epochs.
+pub trait Watch: Send + Sync {
+    /// The region has a newer epoch. Called on the thread that has made it, which must not be held up.
+    fn epoch(&self, region: &Region, epoch: u64);
 }
 
 /// Bytes that [`Region::commit`] writes.
@@ -57,8 +70,9 @@ impl Region {
     pub fn with_images(name: &str, store: Arc<dyn Store>, images: u64) -> Result<Arc<Self>> {
         check_name(name)?;
         let info = store.info();
-        let history = (info.writable && !info.capabilities.history).then(|| History::new(info.epoch, images));
-        Ok(Arc::new(Self { name: name.into(), store, history }))
+        let history = (info.writable && !info.capabilities.history).then(|| History::new(&info, images));
+        let lease = Lease::new(store.stage().token);
+        Ok(Arc::new(Self { name: name.into(), store, history, lease, watchers: Mutex::default() }))
     }
 
     /// The region at `address`, under the address for a name, for logs and errors.
@@ -81,12 +95,11 @@ impl Region {
 
     /// What is known of the region at its newest epoch that is known here.
     pub fn info(&self) -> Info {
-        let mut info = self.store.info();
-        if let Some(history) = &self.history {
-            info.epoch = history.current();
-            info.capabilities.history = true;
+        let info = self.store.info();
+        match &self.history {
+            Some(history) => history.info(info),
+            None => info,
         }
-        info
     }
 
     /// Asks the store for its newest epoch, and answers what is known of the region then.
@@ -102,17 +115,25 @@ impl Region {
     /// Whether the bytes stay what they are for as long as the region is open, so that they may be
     /// handed to the network without a copy, or a lock.
     pub fn is_immutable(&self) -> bool {
-        self.history.is_none()
+        !self.store.info().writable
+    }
+
+    /// Which bytes differ, at most, between the epoch `since` and the newest; none where that is not
+    /// known.
+    pub fn changes(&self, since: u64) -> Option<Vec<ByteRange>> {
+        match &self.history {
+            Some(_) => (since == self.info().epoch).then(Vec::new),
+            None => self.store.changes(since),
+        }
     }
 
     /// Pins the newest epoch.
-    pub fn pin(self: &Arc<Self>) -> Pin {
-        let info = self.info();
-        let epoch = match &self.history {
-            Some(history) => history.pin_current(),
-            None => info.epoch,
-        };
-        Pin { region: self.clone(), epoch, info: Info { epoch, ..info } }
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Busy`] where so much of it was replaced and not flushed that it cannot be given now.
+    pub fn pin(self: &Arc<Self>) -> Result<Pin> {
+        self.pin_at(None)
     }
 
     /// Pins `epoch`, if it can still be given.
@@ -121,23 +142,41 @@ impl Region {
     ///
     /// [`ErrorKind::Stale`] if it cannot.
     pub fn pin_epoch(self: &Arc<Self>, epoch: u64) -> Result<Pin> {
-        let info = Info { epoch, ..self.info() };
-        let available = match &self.history {
-            Some(history) => history.pin(epoch),
-            None => epoch == self.store.info().epoch,
-        };
-        if !available {
-            return Err(stale(&self.name, epoch, self.info().epoch));
-        }
-        Ok(Pin { region: self.clone(), epoch, info })
+        self.pin_at(Some(epoch))
     }
 
-    /// Submits a read of any epoch that can still be given.
+    fn pin_at(self: &Arc<Self>, epoch: Option<u64>) -> Result<Pin> {
+        let info = match &self.history {
+            Some(history) => history.pin(epoch, self.store.info()),
+            None => self.store.pin(epoch),
+        };
+        let info = info.map_err(|error| error.context(format!("'{}'", self.name)))?;
+        Ok(Pin { region: self.clone(), epoch: info.epoch, info })
+    }
+
+    /// Submits a read of an epoch that is pinned.
     pub fn read(&self, read: Read) {
         match &self.history {
-            Some(history) => history.read(&self.name, &*self.store, read),
+            Some(history) => history.read(&*self.store, read),
             None => self.store.read(read),
         }
+    }
+
+    /// The newest epoch that is known of here: that of the store, or one that a peer has told of.
+    pub fn newest(&self) -> u64 {
+        self.store.newest().max(self.info().epoch)
+    }
+
+    /// Tells `watcher` of new epochs from now on, until it is dropped.
+    pub fn watch(&self, watcher: Weak<dyn Watch>) {
+        let mut watchers = self.watchers.lock().expect("no holder panics");
+        watchers.retain(|known| known.strong_count() > 0 && !known.ptr_eq(&watcher));
+        watchers.push(watcher);
+    }
+
+    fn tell_epoch(&self, epoch: u64) {
+        let watchers = self.watchers.lock().expect("no holder panics").clone();
+        watchers.iter().filter_map(Weak::upgrade).for_each(|watcher| watcher.epoch(self, epoch));
     }
 
     /// How long the shortest answer is on its way.
@@ -174,29 +213,24 @@ impl Region {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Unsupported`] where the store cannot be written to. Whatever the store says; the
-    /// region is then what it was before, or, where even that cannot be written, refuses every read.
-    pub fn commit(&self, changes: &[Change<'_>]) -> Result<u64> {
+    /// [`ErrorKind::Unsupported`] where the store cannot be written to; [`ErrorKind::Busy`] while
+    /// somebody else has the lease. Whatever the store says; the region is then what it was before
+    /// where the store can `commit`.
+    pub fn commit(self: &Arc<Self>, changes: &[Change<'_>]) -> Result<u64> {
         let info = self.info();
         for change in changes {
-            info.check(ByteRange::new(
-                change.offset,
-                change.offset.saturating_add(change.bytes.len() as u64),
-            ))?;
+            let end = change.offset.saturating_add(change.bytes.len() as u64);
+            info.check(ByteRange::new(change.offset, end))?;
         }
-        match &self.history {
-            Some(history) => history.commit(&*self.store, changes),
-            None => Err(Error::new(ErrorKind::Unsupported, format!("'{}' is read-only here", self.name))),
+        let writer = self.writer("a commit")?;
+        for change in changes.iter().filter(|change| !change.bytes.is_empty()) {
+            writer.write_bytes(change.offset, change.bytes)?;
         }
+        Ok(writer.flush_all()?.epoch)
     }
 }
 
-fn stale(name: &str, epoch: u64, newest: u64) -> Error {
-    let text = format!("epoch {epoch} of '{name}' is gone; the newest is {newest}");
-    Error::new(ErrorKind::Stale, text).with_retry(false)
-}
-
-/// One reader's hold on one epoch of a region.
+/// One reader's hold on one epoch of a region; or a writer's view of it, which holds none.
 pub struct Pin {
     region: Arc<Region>,
     epoch: u64,
@@ -209,21 +243,27 @@ impl Pin {
         &self.region
     }
 
-    /// The epoch.
+    /// The epoch, or [`STAGED`].
     pub fn epoch(&self) -> u64 {
         self.epoch
     }
 
     /// What is known of the region at this epoch.
     pub fn info(&self) -> Info {
-        self.info
+        match self.epoch {
+            // What is written may change the length.
+            STAGED => Info { length: self.region.store.stage().length, ..self.info },
+            _ => self.info,
+        }
     }
 }
 
 impl Drop for Pin {
     fn drop(&mut self) {
-        if let Some(history) = &self.region.history {
-            history.release(self.epoch);
+        match &self.region.history {
+            _ if self.epoch == STAGED => {}
+            Some(history) => history.unpin(self.epoch),
+            None => self.region.store.unpin(self.epoch),
         }
     }
 }

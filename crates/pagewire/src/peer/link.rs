@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use pagewire_core::wire::{
-    Class, Hello, HelloReply, Malformed, OLDEST_VERSION, RegionId, RegionInfo, Reply, Request, Role,
+    Class, Hello, HelloReply, Leased, Malformed, OLDEST_VERSION, RegionInfo, Reply, Request, Role,
     SessionToken, VERSION,
 };
 
@@ -43,6 +43,8 @@ pub(super) struct Greeting {
 pub(super) struct Opened {
     pub(super) handle: u32,
     pub(super) info: RegionInfo,
+    /// Where it was opened for writing.
+    pub(super) leased: Option<Leased>,
 }
 
 impl Link {
@@ -59,10 +61,15 @@ impl Link {
     /// Sends the frames that `write` appends. Where that fails the link is lost, which its own
     /// thread finds out.
     pub(super) fn send(&self, write: impl FnOnce(&mut Vec<u8>)) {
+        self.send_with(write, &[]);
+    }
+
+    /// The same with `payload` behind what `write` appends.
+    pub(super) fn send_with(&self, write: impl FnOnce(&mut Vec<u8>), payload: &[u8]) {
         let mut scratch = self.scratch.lock().expect("no holder panics");
         scratch.clear();
         write(&mut scratch);
-        if self.connection.send(&[&scratch], false).is_err() {
+        if self.connection.send(&[&scratch, payload], false).is_err() {
             self.kill();
         }
     }
@@ -75,7 +82,7 @@ pub(super) fn greet(
     role: Role,
     session: SessionToken,
     generation: u64,
-    open: Option<(&str, Option<(RegionId, u64)>)>,
+    open: Option<&Request>,
     patience: Duration,
 ) -> Result<(Greeting, Option<Opened>)> {
     let connection = Connection::connect(peer, patience)?;
@@ -88,9 +95,8 @@ pub(super) fn greet(
     let mut bytes = Vec::new();
     Hello { oldest: OLDEST_VERSION, newest: VERSION, features: 0, session, role, agent: AGENT.into() }
         .encode(0, &mut bytes);
-    if let Some((name, resume)) = open {
-        let mode = pagewire_core::wire::OpenMode::Read;
-        Request::Open { name: name.into(), mode, resume }.encode(1, &mut bytes);
+    if let Some(open) = open {
+        open.encode(1, &mut bytes);
     }
     let asked = Instant::now();
     connection.send(&[&bytes], false).map_err(io)?;
@@ -104,9 +110,12 @@ pub(super) fn greet(
     let round_trip = asked.elapsed();
     let opened = match open {
         None => None,
-        Some((name, _)) => match expect_reply(&mut reader, &connection, 1).map_err(failed)? {
-            Reply::Opened { handle, info } => Some(Opened { handle, info }),
-            Reply::Error(error) => return Err(Error::from_wire(error).context(format!("{peer}/{name}"))),
+        Some(_) => match expect_reply(&mut reader, &connection, 1).map_err(failed)? {
+            Reply::Opened { handle, info } => Some(Opened { handle, info, leased: None }),
+            Reply::Leased(leased) => {
+                Some(Opened { handle: leased.handle, info: leased.info, leased: Some(leased) })
+            }
+            Reply::Error(error) => return Err(Error::from_wire(error).context(peer)),
             _ => return Err(Error::new(ErrorKind::Protocol, format!("{peer} does not answer OPEN"))),
         },
     };

@@ -4,13 +4,15 @@
 //! are sent again on the next link, streams end with an error that can be retried (who pulls knows
 //! best what is missing), and what has waited for longer than the patience fails.
 //!
-//! [`upkeep`] makes the links and makes them again; [`receive`] deals with what comes on them.
+//! [`upkeep`] makes the links and makes them again; [`receive`] deals with what comes on them; [`write`]
+//! is for those who have the region's lease.
 //!
 //! When the primary link is lost, the session begins anew under another token: a new *generation*.
 //! So nothing of the old one, here or at the peer, can be mixed up with the new one.
 
 mod receive;
 mod upkeep;
+mod write;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -27,6 +29,8 @@ use crate::address::RegionAddress;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sink::Sink;
 use crate::transport::lost;
+use write::Lease;
+pub(crate) use write::Written;
 
 /// How a session behaves.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,6 +78,8 @@ struct Shared {
 struct Entry {
     call: Call,
     lane: Lane,
+    /// Whether it changes the region: then no one may be in doubt whether it still does later.
+    changes: bool,
     /// The link that the call was sent on last.
     sent_on: Mutex<Weak<Link>>,
 }
@@ -88,6 +94,10 @@ struct State {
     turn: usize,
     handle: u32,
     info: RegionInfo,
+    /// The newest epoch that the peer has told of.
+    newest: u64,
+    /// Where the region is open for writing.
+    lease: Option<Lease>,
     instance: InstanceId,
     /// Why the region cannot be opened again, where that is not just a matter of time.
     failure: Option<Error>,
@@ -95,8 +105,12 @@ struct State {
 }
 
 impl Session {
-    /// Connects to the peer and opens the region.
-    pub(crate) fn connect(region: &RegionAddress, options: &SessionOptions) -> Result<Self> {
+    /// Connects to the peer and opens the region: for writing where an `owner` is named.
+    pub(crate) fn connect(
+        region: &RegionAddress,
+        options: &SessionOptions,
+        owner: Option<&str>,
+    ) -> Result<Self> {
         if options.connections == 0 || options.connections > 64 {
             let text = format!("{} connections: 1 to 64 are possible", options.connections);
             return Err(Error::new(ErrorKind::Usage, text));
@@ -117,7 +131,10 @@ impl Session {
                 capacity: 0,
                 granularity: 0,
                 read_only: true,
+                commit: false,
             },
+            newest: 0,
+            lease: owner.map(Lease::wanted),
             instance: [0; 16],
             failure: None,
             round_trip: Duration::ZERO,
@@ -137,7 +154,7 @@ impl Session {
             let shared = shared.clone();
             spawn(format!("pw-bulk-{index}"), move || shared.keep_bulk(index))?;
         }
-        let first = shared.greet_primary(1, token, None)?;
+        let first = shared.greet_primary(1, token)?;
         let (ready, started) = mpsc::sync_channel(1);
         let primary = shared.clone();
         spawn("pw-primary".into(), move || primary.keep_primary(first, &ready))?;
@@ -168,36 +185,50 @@ impl Session {
         let flow = Flow::new(Instant::now());
         let credit = flow.initial();
         let call = Call::new(Ask::Stream { epoch, flow }, Answer::Sink(sink), None);
-        let request = |handle| Request::Stream { handle, epoch, credit, ranges: ranges.to_vec() };
+        let asked = self.shared.lock().epoch_of(epoch);
+        let request = |handle| Request::Stream { handle, epoch: asked, credit, ranges: ranges.to_vec() };
         let id = self.shared.ask_once(call, request)?;
         Ok(StreamCall { shared: Arc::downgrade(&self.shared), id })
     }
 
+    /// The newest epoch that is known of.
+    pub(crate) fn newest(&self) -> u64 {
+        let state = self.shared.lock();
+        state.newest.max(state.info.epoch)
+    }
+
+    /// Which bytes differ between the epoch `since` and the newest, if the peer knows.
+    pub(crate) fn changes(&self, since: u64) -> Result<Option<Vec<ByteRange>>> {
+        match self.shared.control(|handle| Request::Changes { handle, since })? {
+            Reply::Changed { ranges, .. } => Ok(ranges),
+            _ => Err(unexpected("CHANGES")),
+        }
+    }
+
     /// Moves the open region to its newest epoch.
     pub(crate) fn refresh(&self) -> Result<RegionInfo> {
-        let (sender, receiver) = mpsc::sync_channel(1);
-        let reply: ReplyTo = Box::new(move |result| {
-            // The asking thread has given up waiting; nobody needs the answer.
-            let _ = sender.send(result);
-        });
         let shared = &self.shared;
-        let deadline = Some(Instant::now() + shared.options.patience);
-        let call = Call::new(Ask::Control, Answer::Reply(Mutex::new(Some(reply))), deadline);
-        shared.ask_once(call, |handle| Request::Refresh { handle })?;
-        match receiver.recv() {
-            Ok(Ok(Reply::Opened { info, .. })) => {
+        if shared.lock().lease.is_some() {
+            // A writer is at its own epoch.
+            return Ok(self.info());
+        }
+        match shared.control(|handle| Request::Refresh { handle })? {
+            Reply::Opened { info, .. } => {
                 shared.lock().info = info;
                 Ok(info)
             }
-            Ok(Ok(_)) => Err(Error::new(ErrorKind::Protocol, "REFRESH was answered by something else")),
-            Ok(Err(error)) => Err(error),
-            Err(_) => Err(cancelled(&shared.region)),
+            _ => Err(unexpected("REFRESH")),
         }
     }
 }
 
+fn unexpected(request: &str) -> Error {
+    Error::new(ErrorKind::Protocol, format!("{request} was answered by something else"))
+}
+
 impl Drop for Session {
     fn drop(&mut self) {
+        self.give_lease_back();
         let shared = &self.shared;
         let links: Vec<Arc<Link>> = {
             let mut state = shared.lock();
@@ -256,6 +287,20 @@ fn cancelled(region: &RegionAddress) -> Error {
     Error::new(ErrorKind::Cancelled, format!("{region} was closed"))
 }
 
+impl State {
+    /// A link of a lane, if there is one now.
+    fn link(&mut self, lane: Lane) -> Option<Arc<Link>> {
+        if lane == Lane::Primary {
+            return self.primary.clone();
+        }
+        self.turn += 1;
+        let count = self.bulk.len();
+        let bulk = (0..count).find_map(|step| self.bulk[(self.turn + step) % count].clone());
+        // A server that is full may let in no bulk connection for long.
+        bulk.or_else(|| self.primary.clone())
+    }
+}
+
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no holder panics")
@@ -279,20 +324,43 @@ impl Shared {
     /// Asks on the primary link, once: a call that is not a read ends with the link.
     fn ask_once(&self, call: Call, request: impl FnOnce(u32) -> Request) -> Result<u64> {
         let (link, handle) = self.primary()?;
+        let request = request(handle);
+        Ok(self.send_once(&link, call, false, |id, link| link.send(|out| request.encode(id, out))))
+    }
+
+    /// Sends a call on a link, once.
+    fn send_once(&self, link: &Arc<Link>, call: Call, changes: bool, send: impl FnOnce(u64, &Link)) -> u64 {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let entry = Entry { call, lane: Lane::Primary, sent_on: Mutex::new(Arc::downgrade(&link)) };
+        let entry = Entry { call, lane: Lane::Primary, changes, sent_on: Mutex::new(Arc::downgrade(link)) };
         self.calls().insert(id, Arc::new(entry));
-        link.send(|out| request(handle).encode(id, out));
+        send(id, link);
         // A link that was lost before the call was in the table has not failed it.
         if !link.is_alive() {
             self.finish(id, |call| call.fail(lost(&self.region, "just now")));
         }
-        Ok(id)
+        id
+    }
+
+    /// Asks on the primary link, and waits for the reply.
+    fn control(&self, request: impl FnOnce(u32) -> Request) -> Result<Reply> {
+        let (sender, receiver) = mpsc::sync_channel(1);
+        let reply: ReplyTo = Box::new(move |result| {
+            // The asking thread waits for nothing else.
+            let _ = sender.send(result);
+        });
+        self.ask_once(self.control_call(reply), request)?;
+        receiver.recv().unwrap_or_else(|_| Err(cancelled(&self.region)))
+    }
+
+    /// A call that one reply ends, within the patience.
+    fn control_call(&self, reply: ReplyTo) -> Call {
+        let deadline = Some(Instant::now() + self.options.patience);
+        Call::new(Ask::Control, Answer::Reply(Mutex::new(Some(reply))), deadline)
     }
 
     fn submit(&self, call: Call, lane: Lane) {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let entry = Arc::new(Entry { call, lane, sent_on: Mutex::new(Weak::new()) });
+        let entry = Arc::new(Entry { call, lane, changes: false, sent_on: Mutex::new(Weak::new()) });
         self.calls().insert(id, entry.clone());
         let refused = {
             let state = self.lock();
@@ -307,19 +375,9 @@ impl Shared {
     /// Sends a read on a link of its lane, unless it is under way on one, or there is none now.
     fn send(&self, id: u64, entry: &Entry) {
         let Ask::Read { epoch, .. } = &entry.call.ask else { return };
-        let (link, handle) = {
+        let (link, handle, epoch) = {
             let mut state = self.lock();
-            let link = match entry.lane {
-                Lane::Primary => state.primary.clone(),
-                Lane::Bulk => {
-                    state.turn += 1;
-                    let count = state.bulk.len();
-                    let bulk = (0..count).find_map(|step| state.bulk[(state.turn + step) % count].clone());
-                    // A server that is full may let in no bulk connection for long.
-                    bulk.or_else(|| state.primary.clone())
-                }
-            };
-            (link, state.handle)
+            (state.link(entry.lane), state.handle, state.epoch_of(*epoch))
         };
         let Some(link) = link else { return };
         {
@@ -331,7 +389,7 @@ impl Shared {
         }
         let ranges = entry.call.missing();
         if !ranges.is_empty() {
-            link.send(|out| Request::Read { handle, epoch: *epoch, ranges }.encode(id, out));
+            link.send(|out| Request::Read { handle, epoch, ranges }.encode(id, out));
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::mpsc;
 use pagewire_core::chunk::ByteRange;
 
 use super::gather::Gather;
-use super::{Read, Store, Urgency};
+use super::{Flush, Info, Read, Stage, Store, Urgency};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Store requests that return when they are done.
@@ -31,12 +31,12 @@ pub trait Blocking {
     /// As the store's zero.
     fn zero_range(&self, range: ByteRange) -> Result<()>;
 
-    /// Flushes.
+    /// Flushes, and answers what the region is then.
     ///
     /// # Errors
     ///
     /// As the store's flush.
-    fn flush_all(&self) -> Result<()>;
+    fn flush_all(&self) -> Result<Info>;
 }
 
 impl<S: Store + ?Sized> Blocking for S {
@@ -47,19 +47,22 @@ impl<S: Store + ?Sized> Blocking for S {
     }
 
     fn write_bytes(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        wait(|done| self.write(offset, bytes, done))
+        let range = ByteRange::new(offset, offset.saturating_add(bytes.len() as u64));
+        wait(|done| self.write(&[range], bytes, done))
     }
 
     fn zero_range(&self, range: ByteRange) -> Result<()> {
-        wait(|done| self.zero(range, done))
+        wait(|done| self.zero(&[range], done))
     }
 
-    fn flush_all(&self) -> Result<()> {
-        wait(|done| self.flush(done))
+    fn flush_all(&self) -> Result<Info> {
+        let Stage { number: stage, flushed, .. } = self.stage();
+        wait(|done| self.flush(Flush { number: flushed + 1, stage, done }))
     }
 }
 
-fn wait(submit: impl FnOnce(super::Completion)) -> Result<()> {
+/// Waits for what `submit` has called back.
+pub(crate) fn wait<T: Send + 'static>(submit: impl FnOnce(Box<dyn FnOnce(Result<T>) + Send>)) -> Result<T> {
     let (sender, receiver) = mpsc::sync_channel(1);
     submit(Box::new(move |result| {
         // Nobody is left to be told if the waiting thread panicked.

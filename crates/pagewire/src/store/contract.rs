@@ -15,34 +15,108 @@ use crate::sink::Sink;
 ///
 /// # Promises
 ///
-/// - A read answers what was written last, or fails. Zeroes are never invented.
+/// - A read of an epoch answers that epoch's bytes, a read of [`STAGED`] what was written last; or it
+///   fails. Zeroes are never invented.
 /// - `done` of a request's sink or completion is called exactly once, and last, also when the store
 ///   is dropped or the peer is gone.
 /// - A write has taken its bytes when the call returns, and is done when its completion says so; a
-///   read that is submitted after that sees it.
+///   read of [`STAGED`] that is submitted after that sees it.
 /// - A flush covers the writes that were done before it was submitted.
+///
+/// # Writes, epochs and commits
+///
+/// One writer at a time: who writes has called [`Store::fence`] since anybody else wrote. What is
+/// written is *staged* until the flush. A store that can `commit` keeps it apart: readers go on seeing
+/// the epoch before, and whatever is killed at whatever moment, whoever opens the store again finds one
+/// epoch's image and nothing of what was staged. Other stores write through: the bytes are in place at
+/// once, and a flush makes them durable.
 pub trait Store: Send + Sync {
-    /// What is known of the region now. Cheap: it asks nobody.
+    /// What is known of the region now, at its newest epoch. Cheap: it asks nobody.
     fn info(&self) -> Info;
 
     /// Submits a read.
     fn read(&self, read: Read);
 
-    /// Submits a write of `bytes` at `offset`.
-    fn write(&self, offset: u64, bytes: &[u8], done: Completion) {
-        let _ = (offset, bytes);
+    /// Submits a write of `bytes`: those of `ranges`, one range after the other. Ranges do not overlap.
+    fn write(&self, ranges: &[ByteRange], bytes: &[u8], done: Completion) {
+        let _ = (ranges, bytes);
         done(Err(unsupported("write to")));
     }
 
-    /// Submits a write of zeroes to `range`.
-    fn zero(&self, range: ByteRange, done: Completion) {
-        let _ = range;
+    /// Submits a write of zeroes to `ranges`.
+    fn zero(&self, ranges: &[ByteRange], done: Completion) {
+        let _ = ranges;
         done(Err(unsupported("write zeroes to")));
     }
 
-    /// Submits a flush: what was written before is durable when `done` says so, as far as the store
-    /// itself is durable.
-    fn flush(&self, done: Completion);
+    /// Submits a change of the region's length, which is staged as a write is: up to the capacity, past
+    /// which it is [`ErrorKind::NoSpace`]. What is behind the new end is gone, and zero if it comes back.
+    fn set_length(&self, length: u64, done: Completion) {
+        let _ = length;
+        done(Err(unsupported("change the length of")));
+    }
+
+    /// Submits a flush: what is staged is durable when `done` says so, as far as the store itself is
+    /// durable, and is an epoch of its own. Nothing staged makes no epoch.
+    ///
+    /// Where it fails, nothing is staged any more: whoever still has the bytes writes them again. The
+    /// one failure after which that is open is a lost connection; [`Store::stage`] tells then.
+    fn flush(&self, flush: Flush);
+
+    /// Which stage the store is at, as far as it is known here.
+    fn stage(&self) -> Stage {
+        Stage { length: self.info().length, ..Stage::default() }
+    }
+
+    /// Gives up what is staged.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Unsupported`] where writes go through.
+    fn discard(&self) -> Result<()> {
+        Err(unsupported("take writes back from"))
+    }
+
+    /// A new writer begins: answers its token, which is greater than every one before it, durably where
+    /// the store is durable. What an earlier writer has staged is given up. None where the store keeps
+    /// no tokens.
+    ///
+    /// # Errors
+    ///
+    /// If the store cannot be written to.
+    fn fence(&self) -> Result<Option<u64>> {
+        Ok(None)
+    }
+
+    /// Holds an epoch for a reader, the newest where none is named, and answers what the region is at
+    /// it. Each hold is ended by [`Store::unpin`]. A store without `history` has its newest epoch alone.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Stale`] if it cannot be given any more.
+    fn pin(&self, epoch: Option<u64>) -> Result<Info> {
+        let info = self.info();
+        match epoch {
+            Some(epoch) if epoch != info.epoch => Err(stale(epoch, info.epoch)),
+            _ => Ok(info),
+        }
+    }
+
+    /// Ends a hold on an epoch.
+    fn unpin(&self, epoch: u64) {
+        let _ = epoch;
+    }
+
+    /// The newest epoch that is known of: a store that is pinned to one may have heard of a newer.
+    fn newest(&self) -> u64 {
+        self.info().epoch
+    }
+
+    /// Which bytes differ, at most, between the epoch `since` and the newest. None where that is not
+    /// known any more.
+    fn changes(&self, since: u64) -> Option<Vec<ByteRange>> {
+        (since == self.info().epoch).then(Vec::new)
+    }
 
     /// Capability `lend`: the file that the bytes are in, so that a server can hand them to the
     /// network without touching them, and find holes.
@@ -74,6 +148,18 @@ pub trait Store: Send + Sync {
     fn refresh(&self) -> Result<Info> {
         Ok(self.info())
     }
+}
+
+/// The error for an epoch that cannot be given.
+pub(crate) fn stale(epoch: u64, newest: u64) -> Error {
+    let text = format!("epoch {epoch} is gone; the newest is {newest}");
+    Error::new(ErrorKind::Stale, text).with_retry(false)
+}
+
+/// The error for a region that would grow past its capacity.
+pub(crate) fn too_long(length: u64, capacity: u64) -> Error {
+    let text = format!("a length of {length} bytes exceeds the region's capacity, {capacity} bytes");
+    Error::new(ErrorKind::NoSpace, text)
 }
 
 fn unsupported(what: &str) -> Error {
@@ -123,8 +209,11 @@ pub struct Capabilities {
     pub lend: bool,
     /// [`Store::stream`].
     pub stream: bool,
-    /// It keeps its epochs itself: a read may name any epoch that the store can still give.
+    /// It keeps its epochs itself: a read may name any epoch that is pinned, and [`Store::pin`] any that
+    /// the store can still give.
     pub history: bool,
+    /// Flushes are all or nothing: see [`Store`].
+    pub commit: bool,
 }
 
 /// A file that holds a region's bytes, each at its own offset.
@@ -147,7 +236,7 @@ pub enum Urgency {
 pub struct Read {
     /// Which bytes. They do not overlap.
     pub ranges: Vec<ByteRange>,
-    /// The epoch that they must belong to.
+    /// The epoch that they must belong to, or [`STAGED`].
     pub epoch: u64,
     /// Whether somebody waits.
     pub urgency: Urgency,
@@ -174,5 +263,37 @@ pub trait Stream: Send + Sync {
     fn cancel(&self);
 }
 
-/// What is called when a write, a zero or a flush is done.
+/// What is called when a write or a zero is done.
 pub type Completion = Box<dyn FnOnce(Result<()>) + Send>;
+
+/// A flush request.
+pub struct Flush {
+    /// Its number among those of this writer, from 1 on and growing: repeated, it changes nothing.
+    pub number: u64,
+    /// The stage that is flushed, as [`Store::stage`] told it: if the store is not at it any more, what
+    /// was written is lost, and the flush fails with an error that can be retried.
+    pub stage: u64,
+    /// What is called when it is done: with what the region is then.
+    pub done: FlushDone,
+}
+
+/// What is called when a flush is done.
+pub type FlushDone = Box<dyn FnOnce(Result<Info>) + Send>;
+
+/// How far what was written has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Stage {
+    /// Stays what it is for as long as the store has all that was written and not flushed. Another number
+    /// means that the store was restarted, and has lost it.
+    pub number: u64,
+    /// The greatest number of a flush of the newest writer that is known to be durable.
+    pub flushed: u64,
+    /// The newest writer's token, as [`Store::fence`] gave it, also before a restart. 0 where the store
+    /// keeps none.
+    pub token: u64,
+    /// The region's length with what is staged, in bytes.
+    pub length: u64,
+}
+
+/// In place of an epoch: what the writer sees, with all that it has written.
+pub const STAGED: u64 = 0;

@@ -224,39 +224,45 @@ impl Store for FileStore {
         }
     }
 
-    fn write(&self, offset: u64, bytes: &[u8], done: Completion) {
-        let range = ByteRange::new(offset, offset.saturating_add(bytes.len() as u64));
-        done(self.info().check(range).and_then(|()| {
-            self.file.file.write_all_at(bytes, offset).map_err(|error| self.file.io("write to", &error))
+    fn write(&self, ranges: &[ByteRange], bytes: &[u8], done: Completion) {
+        let mut rest = bytes;
+        done(ranges.iter().try_for_each(|range| {
+            self.info().check(*range)?;
+            let (these, behind) = rest.split_at(range.len() as usize);
+            rest = behind;
+            self.file.file.write_all_at(these, range.start).map_err(|error| self.file.io("write to", &error))
         }));
     }
 
-    fn zero(&self, range: ByteRange, done: Completion) {
-        done(self.info().check(range).and_then(|()| {
-            if range.is_empty() {
-                // The kernel refuses to punch a hole of no bytes.
-                return Ok(());
-            }
-            let file = self.file.file.as_fd();
-            match pagewire_sys::file::punch_hole(file, range.start, range.len()) {
-                Ok(()) => Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::Unsupported => {
-                    let zeroes = vec![0; range.len().min(PIECE) as usize];
-                    range
-                        .split(PIECE)
-                        .try_for_each(|piece| {
-                            let zeroes = &zeroes[..piece.len() as usize];
-                            self.file.file.write_all_at(zeroes, piece.start)
-                        })
-                        .map_err(|error| self.file.io("write zeroes to", &error))
+    fn zero(&self, ranges: &[ByteRange], done: Completion) {
+        done(ranges.iter().copied().try_for_each(|range| {
+            self.info().check(range).and_then(|()| {
+                if range.is_empty() {
+                    // The kernel refuses to punch a hole of no bytes.
+                    return Ok(());
                 }
-                Err(error) => Err(self.file.io("write zeroes to", &error)),
-            }
+                let file = self.file.file.as_fd();
+                match pagewire_sys::file::punch_hole(file, range.start, range.len()) {
+                    Ok(()) => Ok(()),
+                    Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                        let zeroes = vec![0; range.len().min(PIECE) as usize];
+                        range
+                            .split(PIECE)
+                            .try_for_each(|piece| {
+                                let zeroes = &zeroes[..piece.len() as usize];
+                                self.file.file.write_all_at(zeroes, piece.start)
+                            })
+                            .map_err(|error| self.file.io("write zeroes to", &error))
+                    }
+                    Err(error) => Err(self.file.io("write zeroes to", &error)),
+                }
+            })
         }));
     }
 
-    fn flush(&self, done: Completion) {
-        done(self.file.file.sync_data().map_err(|error| self.file.io("flush", &error)));
+    fn flush(&self, flush: super::Flush) {
+        let synced = self.file.file.sync_data().map_err(|error| self.file.io("flush", &error));
+        (flush.done)(synced.map(|()| self.info()));
     }
 
     fn lend(&self) -> Option<Lent<'_>> {

@@ -15,11 +15,17 @@ pub mod wrap;
 
 mod blocking;
 mod contract;
+pub(crate) mod gate;
 mod gather;
 
 pub use crate::sink::{Part, Sink};
 pub use blocking::Blocking;
-pub use contract::{Capabilities, Completion, Info, Lent, Read, Store, Stream, StreamRequest, Urgency};
+pub(crate) use blocking::wait;
+pub use contract::{
+    Capabilities, Completion, Flush, FlushDone, Info, Lent, Read, STAGED, Stage, Store, Stream,
+    StreamRequest, Urgency,
+};
+pub(crate) use contract::{stale, too_long};
 pub use file::FileStore;
 pub(crate) use gather::Gather;
 pub use memory::MemoryStore;

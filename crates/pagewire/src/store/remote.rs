@@ -8,14 +8,16 @@ use pagewire_core::chunk::ByteRange;
 use pagewire_core::wire::{ListReply, RegionInfo, Reply, Request};
 use uuid::Uuid;
 
-use super::{Capabilities, Completion, Info, Read, Sink, Store, Stream, StreamRequest, Urgency};
+use super::{
+    Capabilities, Completion, Flush, Info, Read, Sink, Stage, Store, Stream, StreamRequest, Urgency,
+};
 use crate::address::{PeerAddress, RegionAddress};
 use crate::error::{Error, ErrorKind, Result};
-use crate::peer::{Lane, Session, ask};
+use crate::peer::{Lane, Session, Written, ask};
 
 pub use crate::peer::SessionOptions as RemoteOptions;
 
-/// A region that a peer offers, pinned to one epoch.
+/// A region that a peer offers, pinned to one epoch; or open for writing, and at the newest.
 pub struct RemoteStore {
     session: Session,
 }
@@ -28,7 +30,22 @@ impl RemoteStore {
     /// [`ErrorKind::Unavailable`] where nobody answers, [`ErrorKind::NotFound`] where there is no
     /// such region.
     pub fn connect(region: &RegionAddress, options: &RemoteOptions) -> Result<Self> {
-        Ok(Self { session: Session::connect(region, options)? })
+        Ok(Self { session: Session::connect(region, options, None)? })
+    }
+
+    /// The same for writing too: takes the region's lease for `owner`, a text that others are told.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Busy`] while somebody else has the lease; [`ErrorKind::Denied`] where the peer lets
+    /// nobody write.
+    pub fn connect_writer(region: &RegionAddress, options: &RemoteOptions, owner: &str) -> Result<Self> {
+        Ok(Self { session: Session::connect(region, options, Some(owner))? })
+    }
+
+    /// What is known of the region, which can be written to by whoever has its lease.
+    fn known(&self, info: &RegionInfo) -> Info {
+        Info { writable: self.session.written().token != 0, ..info_from_wire(info) }
     }
 }
 
@@ -86,14 +103,14 @@ pub(crate) fn info_from_wire(info: &RegionInfo) -> Info {
         length: info.length,
         capacity: info.capacity,
         granularity: info.granularity,
-        writable: false,
-        capabilities: Capabilities { lend: false, stream: true, history: true },
+        writable: !info.read_only,
+        capabilities: Capabilities { lend: false, stream: true, history: true, commit: info.commit },
     }
 }
 
 impl Store for RemoteStore {
     fn info(&self) -> Info {
-        info_from_wire(&self.session.info())
+        self.known(&self.session.info())
     }
 
     fn read(&self, read: Read) {
@@ -128,9 +145,69 @@ impl Store for RemoteStore {
         }
     }
 
-    fn flush(&self, done: Completion) {
-        // Nothing can have been written.
-        done(Ok(()));
+    fn write(&self, ranges: &[ByteRange], bytes: &[u8], done: Completion) {
+        let frames = frames::frames(ranges, bytes);
+        if frames.is_empty() {
+            return done(Ok(()));
+        }
+        let joined = frames::Joined::new(frames.len(), done);
+        for (ranges, bytes) in frames {
+            let joined = joined.clone();
+            self.session.write(&ranges, bytes, move |result| joined.done(result));
+        }
+    }
+
+    fn zero(&self, ranges: &[ByteRange], done: Completion) {
+        let ranges: Vec<ByteRange> = ranges.iter().copied().filter(|range| !range.is_empty()).collect();
+        let requests: Vec<_> = ranges.chunks(pagewire_core::wire::MAX_RANGES).collect();
+        if requests.is_empty() {
+            return done(Ok(()));
+        }
+        let joined = frames::Joined::new(requests.len(), done);
+        for ranges in requests {
+            let joined = joined.clone();
+            let request = |handle| Request::Zero { handle, ranges: ranges.to_vec() };
+            self.session.change(request, move |result| joined.done(result));
+        }
+    }
+
+    fn set_length(&self, length: u64, done: Completion) {
+        self.session.set_length(length, done);
+    }
+
+    fn flush(&self, flush: Flush) {
+        if self.session.written().token == 0 {
+            // Nothing can have been written.
+            return (flush.done)(Ok(self.info()));
+        }
+        self.session.flush(flush.number, flush.stage, move |result| {
+            (flush.done)(result.map(|info| Info { writable: true, ..info_from_wire(&info) }));
+        });
+    }
+
+    fn stage(&self) -> Stage {
+        let Written { token, stage, flushed } = self.session.written();
+        Stage { number: stage, flushed, token, length: self.session.info().length }
+    }
+
+    fn discard(&self) -> Result<()> {
+        super::wait(|done| self.session.change(|handle| Request::Discard { handle }, done))
+    }
+
+    fn fence(&self) -> Result<Option<u64>> {
+        // The lease was taken when the region was opened; of what an earlier writer in this process has
+        // left the peer does not know that it is another's.
+        self.discard()?;
+        Ok(Some(self.session.written().token))
+    }
+
+    fn newest(&self) -> u64 {
+        self.session.newest()
+    }
+
+    fn changes(&self, since: u64) -> Option<Vec<ByteRange>> {
+        // Not to know is an answer.
+        self.session.changes(since).unwrap_or_default()
     }
 
     fn stream(&self, stream: StreamRequest) -> Result<Box<dyn Stream>> {
@@ -146,7 +223,7 @@ impl Store for RemoteStore {
     }
 
     fn refresh(&self) -> Result<Info> {
-        Ok(info_from_wire(&self.session.refresh()?))
+        Ok(self.known(&self.session.refresh()?))
     }
 }
 
@@ -161,4 +238,5 @@ impl Stream for crate::peer::StreamCall {
 }
 
 mod cut;
+mod frames;
 mod joined;

@@ -13,14 +13,14 @@ const LENGTH: u64 = (1 << 20) + 3;
 
 /// A region whose every byte is 1, at its first epoch.
 fn ones(images: u64) -> (Arc<Region>, u64) {
-    let store = MemoryStore::new(LENGTH);
-    let region = Region::with_images("changing", Arc::new(store), images).unwrap();
+    let store = MemoryStore::new(LENGTH).with_images(images);
+    let region = Region::new("changing", Arc::new(store)).unwrap();
     let epoch = fill(&region, 1);
     (region, epoch)
 }
 
 /// Makes every byte of the region `value`.
-fn fill(region: &Region, value: u8) -> u64 {
+fn fill(region: &Arc<Region>, value: u8) -> u64 {
     let bytes = vec![value; LENGTH as usize];
     region.commit(&[Change { offset: 0, bytes: &bytes }]).unwrap()
 }
@@ -110,7 +110,7 @@ fn a_background_pull_of_an_epoch_that_is_gone_gives_up() {
     let (_server, address) = support::serve([region.clone()], &anywhere());
     let remote = RemoteStore::connect(&region_at(&address, "changing"), &RemoteOptions::default()).unwrap();
     let pinned = Region::new("pinned", Arc::new(remote)).unwrap();
-    let pin = pinned.pin();
+    let pin = pinned.pin().unwrap();
     fill(&region, 2);
     fill(&region, 3);
     let local = Arc::new(pagewire::engine::PlainMemory::new(LENGTH));

@@ -144,7 +144,7 @@ fn a_frame_that_is_cut_off_costs_nobody_anything() {
 #[test]
 fn versions_that_are_not_spoken_are_refused_by_name() {
     let stage = Stage::new(4096);
-    for (oldest, newest) in [(2, 9), (0, 0), (9, 2)] {
+    for (oldest, newest) in [(3, 9), (0, 0), (9, 2)] {
         let mut raw = Raw::connect(&stage.address);
         let hello = Hello { oldest, newest, ..hello(Role::Primary, [3; 16]) };
         raw.send(0, &Request::Hello(hello));
@@ -154,7 +154,7 @@ fn versions_that_are_not_spoken_are_refused_by_name() {
     let mut raw = Raw::connect(&stage.address);
     raw.send(0, &Request::Hello(Hello { newest: 77, features: u64::MAX, ..hello(Role::Primary, [3; 16]) }));
     let Reply::Hello(reply) = raw.reply(0) else { panic!("not welcome") };
-    assert_eq!((reply.version, reply.features), (1, 0));
+    assert_eq!((reply.version, reply.features), (2, 0));
     stage.check();
 }
 
@@ -170,10 +170,16 @@ fn a_request_that_cannot_be_done_is_answered_and_the_connection_goes_on() {
     let resume = Some(([9; 16], 1));
     let requests: Vec<(Request, RemoteErrorKind)> = vec![
         (Request::Unknown(FrameType(0x0abc)), Unsupported),
-        (Request::Unknown(FrameType::WRITE), Unsupported),
         (Request::Unknown(FrameType::SUBSCRIBE), Unsupported),
         (Request::Open { name: "nothing".into(), mode: OpenMode::Read, resume: None }, NotFound),
-        (Request::Open { name: "file".into(), mode: OpenMode::Write, resume: None }, Unsupported),
+        (
+            Request::Open {
+                name: "file".into(),
+                mode: OpenMode::Write { token: 0, owner: "me".into() },
+                resume: None,
+            },
+            Unsupported,
+        ),
         (Request::Open { name: "file".into(), mode: OpenMode::Read, resume }, RemoteErrorKind::Changed),
         (Request::Info { name: "nothing".into() }, NotFound),
         (Request::Close { handle: handle + 1 }, NotFound),

@@ -49,7 +49,7 @@ fn a_server_that_does_not_speak_the_protocol_is_refused() {
     welcome().encode(0, &mut wrong_magic);
     wrong_magic[HEADER_LEN] = b'X';
     let mut other_version = Vec::new();
-    let reply = HelloReply { version: 2, features: 0, instance: [0; 16], agent: String::new() };
+    let reply = HelloReply { version: 3, features: 0, instance: [0; 16], agent: String::new() };
     Reply::Hello(reply).encode(0, &mut other_version);
     let answers: [(&str, Vec<u8>); 6] = [
         ("a wrong magic", wrong_magic),
@@ -320,7 +320,7 @@ fn lies_in_a_stream_end_the_pull_or_are_made_good_by_reads() {
         let order = PullOrder::Sequential;
         let options =
             PullOptions { order, heal_interval: Duration::from_millis(50), ..PullOptions::default() };
-        let puller = Arc::new(Puller::start(region.pin(), local.clone(), options).unwrap());
+        let puller = Arc::new(Puller::start(region.pin().unwrap(), local.clone(), options).unwrap());
         // The stream has had its chance to do harm.
         std::thread::sleep(Duration::from_millis(100));
         let reading = puller.clone();

@@ -19,6 +19,7 @@ fn memory_region(bytes: &[u8]) -> Arc<Region> {
 fn memory(bytes: &[u8]) -> MemoryStore {
     let store = MemoryStore::new(bytes.len() as u64);
     store.write_bytes(0, bytes).unwrap();
+    store.flush_all().unwrap();
     store
 }
 
@@ -171,7 +172,7 @@ proptest! {
             }
         }
         let dirty = local.take_dirty(u64::MAX).unwrap();
-        let puller = Puller::start(region.pin(), local.clone(), pull(order.clone(), chunk)).unwrap();
+        let puller = Puller::start(region.pin().unwrap(), local.clone(), pull(order.clone(), chunk)).unwrap();
         for at in &faults {
             if length > 0 {
                 puller.fault(at.index(length as usize) as u64);
@@ -203,7 +204,8 @@ fn a_chunk_that_is_written_before_it_is_pulled_counts_once_and_completes() {
         let local = Arc::new(PlainMemory::new(bytes.len() as u64));
         local.write(65536, &[5; 65536]).unwrap();
         local.write(4 * 65536, &[6; 10]).unwrap();
-        let puller = Puller::start(memory_region(&bytes).pin(), local.clone(), pull(order, 65536)).unwrap();
+        let puller =
+            Puller::start(memory_region(&bytes).pin().unwrap(), local.clone(), pull(order, 65536)).unwrap();
         let done = puller.wait_until(Instant::now() + support::HANG).unwrap().expect("the pull hangs");
         assert_eq!((done.chunks, done.chunks_present, done.chunks_failed), (5, 5, 0));
         let mut model = bytes.clone();
@@ -220,7 +222,8 @@ fn what_was_given_up_is_not_pulled_and_counts_as_there() {
     let bytes = pattern(4 * 65536, 2);
     let local = Arc::new(PlainMemory::new(bytes.len() as u64));
     let puller =
-        Puller::start(memory_region(&bytes).pin(), local.clone(), pull(PullOrder::None, 65536)).unwrap();
+        Puller::start(memory_region(&bytes).pin().unwrap(), local.clone(), pull(PullOrder::None, 65536))
+            .unwrap();
     puller.supersede(ByteRange::new(65536, 3 * 65536 + 4096));
     assert_eq!(puller.progress().chunks_present, 2);
     puller.prefault(ByteRange::new(0, 4 * 65536)).unwrap();
@@ -241,8 +244,9 @@ fn progress_is_told_in_every_mode_and_ends() {
     ] {
         for region in [memory_region(&bytes), Region::new("remote", Arc::new(remote(&peer))).unwrap()] {
             let local = Arc::new(PlainMemory::new(bytes.len() as u64));
-            let puller =
-                Arc::new(Puller::start(region.pin(), local.clone(), pull(order.clone(), 65536)).unwrap());
+            let puller = Arc::new(
+                Puller::start(region.pin().unwrap(), local.clone(), pull(order.clone(), 65536)).unwrap(),
+            );
             let telling = puller.clone();
             let updates = support::within("progress", Duration::from_secs(10), move || {
                 telling.updates(Duration::from_millis(1)).collect::<Vec<_>>()
@@ -269,7 +273,7 @@ fn progress_ends_when_the_pull_gives_up() {
     let region = Region::new("chaos", Arc::new(chaos)).unwrap();
     let local = Arc::new(PlainMemory::new(1 << 20));
     let options = PullOptions { give_up_after: Some(Duration::from_millis(100)), ..PullOptions::default() };
-    let puller = Puller::start(region.pin(), local, options).unwrap();
+    let puller = Puller::start(region.pin().unwrap(), local, options).unwrap();
     let updates = support::within("progress", Duration::from_secs(5), move || {
         let updates: Vec<_> = puller.updates(Duration::from_millis(10)).collect();
         (updates, puller.wait())
@@ -292,8 +296,8 @@ impl Store for ByHand {
         self.reads.lock().unwrap().push(read);
     }
 
-    fn flush(&self, done: pagewire::store::Completion) {
-        self.store.flush(done);
+    fn flush(&self, flush: pagewire::store::Flush) {
+        self.store.flush(flush);
     }
 }
 
@@ -303,7 +307,7 @@ fn an_error_for_what_has_come_another_way_is_none() {
     let store = Arc::new(ByHand { store: memory(&bytes), reads: std::sync::Mutex::default() });
     let region = Region::new("slow", store.clone()).unwrap();
     let local = Arc::new(PlainMemory::new(65536));
-    let puller = Puller::start(region.pin(), local, pull(PullOrder::Sequential, 65536)).unwrap();
+    let puller = Puller::start(region.pin().unwrap(), local, pull(PullOrder::Sequential, 65536)).unwrap();
     puller.fault(0);
     support::wait_until("both have asked", || store.reads.lock().unwrap().len() == 2);
     let mut reads = std::mem::take(&mut *store.reads.lock().unwrap());
@@ -327,9 +331,12 @@ fn a_copy_cannot_be_asked_for_what_it_does_not_have() {
     assert_eq!(local.read_back(9_000, &mut [0; 1001]).unwrap_err().kind(), ErrorKind::OutOfRange);
     assert_eq!(local.place(8192, &[0; 4096]).unwrap_err().kind(), ErrorKind::OutOfRange);
     assert!(local.place(1, &[0; 4096]).is_err());
-    let puller =
-        Puller::start(memory_region(&[1; 10_000]).pin(), Arc::new(local), pull(PullOrder::None, 4096))
-            .unwrap();
+    let puller = Puller::start(
+        memory_region(&[1; 10_000]).pin().unwrap(),
+        Arc::new(local),
+        pull(PullOrder::None, 4096),
+    )
+    .unwrap();
     assert_eq!(puller.prefault(ByteRange::new(0, 10_001)).unwrap_err().kind(), ErrorKind::OutOfRange);
     puller.prefault(ByteRange::new(3, 3)).unwrap();
     puller.fault(1 << 40);

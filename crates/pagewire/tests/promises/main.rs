@@ -19,3 +19,4 @@ mod network;
 mod overload;
 mod restart;
 mod stores;
+mod writers;

@@ -105,8 +105,8 @@ fn reads_of_a_slow_store_cost_a_server_bounded_memory() {
             self.waiting.lock().unwrap().push(read);
         }
 
-        fn flush(&self, done: pagewire::store::Completion) {
-            done(Ok(()));
+        fn flush(&self, flush: pagewire::store::Flush) {
+            self.store.flush(flush);
         }
     }
 

@@ -35,6 +35,13 @@ pub enum Notification {
         /// Why, for logs.
         reason: String,
     },
+    /// A region that is open has a newer epoch than the one that is pinned.
+    Epoch {
+        /// The handle that OPENED gave.
+        handle: u32,
+        /// The newest epoch.
+        epoch: u64,
+    },
     /// A notification of a later version, which means nothing to this one.
     Unknown(FrameType),
 }
@@ -57,6 +64,10 @@ impl Notification {
             Notification::Goodbye { reason } => put_frame(out, FrameType::GOODBYE, 0, |out| {
                 put_string(out, reason, MAX_REASON);
             }),
+            Notification::Epoch { handle, epoch } => put_frame(out, FrameType::EPOCH, 0, |out| {
+                out.extend_from_slice(&handle.to_le_bytes());
+                out.extend_from_slice(&epoch.to_le_bytes());
+            }),
             Notification::Unknown(_) => debug_assert!(false, "an unknown notification cannot be sent"),
         }
     }
@@ -73,6 +84,7 @@ impl Notification {
             FrameType::STEER => Notification::Steer { stream: fields.u64()?, ranges: fields.ranges()? },
             FrameType::CANCEL => Notification::Cancel { request: fields.u64()? },
             FrameType::GOODBYE => Notification::Goodbye { reason: fields.string(MAX_REASON)? },
+            FrameType::EPOCH => Notification::Epoch { handle: fields.u32()?, epoch: fields.u64()? },
             other => return Ok(Notification::Unknown(other)),
         };
         fields.end()?;

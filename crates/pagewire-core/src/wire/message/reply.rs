@@ -1,13 +1,15 @@
 //! What one side answers.
 
-use super::super::cursor::{Fields, put_string};
+use super::super::cursor::{Fields, put_ranges, put_string};
 use super::super::{FrameType, Header, MAX_NAME, Malformed, RegionId};
 use super::{HelloReply, RemoteError, put_frame};
+use crate::chunk::ByteRange;
 
 /// The most names in one [`ListReply`].
 const MAX_NAMES: usize = 1024;
 
 const READ_ONLY: u32 = 1;
+const COMMIT: u32 = 2;
 
 /// What is known of a region.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +26,8 @@ pub struct RegionInfo {
     pub granularity: u32,
     /// Whether nobody may write to the region through this server.
     pub read_only: bool,
+    /// Whether a flush is all or nothing, whatever is killed at whatever moment.
+    pub commit: bool,
 }
 
 impl RegionInfo {
@@ -33,19 +37,16 @@ impl RegionInfo {
             out.extend_from_slice(&value.to_le_bytes());
         }
         out.extend_from_slice(&self.granularity.to_le_bytes());
-        out.extend_from_slice(&if self.read_only { READ_ONLY } else { 0 }.to_le_bytes());
+        let flags = if self.read_only { READ_ONLY } else { 0 } | if self.commit { COMMIT } else { 0 };
+        out.extend_from_slice(&flags.to_le_bytes());
     }
 
     fn take(fields: &mut Fields<'_>) -> Result<Self, Malformed> {
-        let info = Self {
-            id: fields.array()?,
-            epoch: fields.u64()?,
-            length: fields.u64()?,
-            capacity: fields.u64()?,
-            granularity: fields.u32()?,
-            // Other flags tell of abilities that this version does not use.
-            read_only: fields.u32()? & READ_ONLY != 0,
-        };
+        let (id, epoch, length, capacity) = (fields.array()?, fields.u64()?, fields.u64()?, fields.u64()?);
+        // Other flags tell of abilities that this version does not use.
+        let (granularity, flags) = (fields.u32()?, fields.u32()?);
+        let (read_only, commit) = (flags & READ_ONLY != 0, flags & COMMIT != 0);
+        let info = Self { id, epoch, length, capacity, granularity, read_only, commit };
         if info.length > info.capacity {
             return Err(fields.bad("the length exceeds the capacity"));
         }
@@ -54,6 +55,24 @@ impl RegionInfo {
         }
         Ok(info)
     }
+}
+
+/// What a writer is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leased {
+    /// Names the open region in further requests of this session.
+    pub handle: u32,
+    /// Names the lease, also after a lost connection.
+    pub token: u64,
+    /// How long the lease waits for its holder after a lost connection, in milliseconds.
+    pub lapse: u32,
+    /// Stays what it is for as long as this server has all that was written under the lease and not
+    /// flushed.
+    pub stage: u64,
+    /// The number of the last flush under this lease that is durable; 0 for none.
+    pub flushed: u64,
+    /// The region, with the length that it has for the writer.
+    pub info: RegionInfo,
 }
 
 /// Names of regions, and whether there are more.
@@ -97,6 +116,19 @@ pub enum Reply {
         /// on their way on other connections.
         sent: u64,
     },
+    /// To open for writing.
+    Leased(Leased),
+    /// To a request that has no other answer: it was done.
+    Done,
+    /// To flush: the region at the epoch that it made, or at the newest if there was nothing to flush.
+    Flushed(RegionInfo),
+    /// To changes.
+    Changed {
+        /// The newest epoch.
+        epoch: u64,
+        /// Which bytes differ, at most; none where that is not known any more.
+        ranges: Option<Vec<ByteRange>>,
+    },
     /// The request failed.
     Error(RemoteError),
     /// A reply of a later version.
@@ -114,6 +146,10 @@ impl Reply {
             Reply::Closed => FrameType::CLOSED,
             Reply::Info(_) => FrameType::INFO_REPLY,
             Reply::End { .. } => FrameType::END,
+            Reply::Leased(_) => FrameType::LEASED,
+            Reply::Done => FrameType::DONE,
+            Reply::Flushed(_) => FrameType::FLUSHED,
+            Reply::Changed { .. } => FrameType::CHANGED,
             Reply::Error(_) => FrameType::ERROR,
             Reply::Unknown(_) => return debug_assert!(false, "an unknown reply cannot be sent"),
         };
@@ -132,8 +168,21 @@ impl Reply {
                 out.extend_from_slice(&handle.to_le_bytes());
                 info.put(out);
             }
-            Reply::Closed | Reply::Unknown(_) => {}
-            Reply::Info(info) => info.put(out),
+            Reply::Closed | Reply::Done | Reply::Unknown(_) => {}
+            Reply::Leased(leased) => {
+                out.extend_from_slice(&leased.handle.to_le_bytes());
+                out.extend_from_slice(&leased.token.to_le_bytes());
+                out.extend_from_slice(&leased.lapse.to_le_bytes());
+                out.extend_from_slice(&leased.stage.to_le_bytes());
+                out.extend_from_slice(&leased.flushed.to_le_bytes());
+                leased.info.put(out);
+            }
+            Reply::Changed { epoch, ranges } => {
+                out.extend_from_slice(&epoch.to_le_bytes());
+                out.push(u8::from(ranges.is_some()));
+                put_ranges(out, ranges.as_deref().unwrap_or_default());
+            }
+            Reply::Info(info) | Reply::Flushed(info) => info.put(out),
             Reply::End { sent } => out.extend_from_slice(&sent.to_le_bytes()),
             Reply::Error(error) => error.put(out),
         });
@@ -164,6 +213,23 @@ impl Reply {
             FrameType::CLOSED => Reply::Closed,
             FrameType::INFO_REPLY => Reply::Info(RegionInfo::take(&mut fields)?),
             FrameType::END => Reply::End { sent: fields.u64()? },
+            FrameType::LEASED => Reply::Leased(Leased {
+                handle: fields.u32()?,
+                token: fields.u64()?,
+                lapse: fields.u32()?,
+                stage: fields.u64()?,
+                flushed: fields.u64()?,
+                info: RegionInfo::take(&mut fields)?,
+            }),
+            FrameType::DONE => Reply::Done,
+            FrameType::FLUSHED => Reply::Flushed(RegionInfo::take(&mut fields)?),
+            FrameType::CHANGED => {
+                let (epoch, known, ranges) = (fields.u64()?, fields.flag()?, fields.ranges()?);
+                if !known && !ranges.is_empty() {
+                    return Err(fields.bad("ranges that are not known"));
+                }
+                Reply::Changed { epoch, ranges: known.then_some(ranges) }
+            }
             other => return Ok(Reply::Unknown(other)),
         };
         fields.end()?;

@@ -1,19 +1,24 @@
 //! What one side asks of the other.
 
 use super::super::cursor::{Fields, put_ranges, put_string};
-use super::super::{FrameType, Header, MAX_NAME, Malformed, RegionId};
+use super::super::{FrameType, Header, MAX_NAME, MAX_OWNER, Malformed, RegionId};
 use super::{Hello, put_frame};
 use crate::chunk::ByteRange;
 
 const MAX_PING: usize = 64;
 
 /// What a region is opened for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OpenMode {
     /// Reading.
     Read,
-    /// Reserved: reading and writing, which takes the region's lease.
-    Write,
+    /// Reading and writing, which takes the region's lease.
+    Write {
+        /// The token of the lease to go on with; 0 for a new one.
+        token: u64,
+        /// Who writes, for those who are told that somebody does.
+        owner: String,
+    },
 }
 
 /// What one side asks of the other.
@@ -74,6 +79,39 @@ pub enum Request {
         /// The handle that OPENED gave.
         handle: u32,
     },
+    /// Which bytes differ between an epoch and the newest.
+    Changes {
+        /// The handle that OPENED gave.
+        handle: u32,
+        /// The epoch.
+        since: u64,
+    },
+    /// Zeroes for some ranges.
+    Zero {
+        /// The handle that LEASED gave.
+        handle: u32,
+        /// Which bytes.
+        ranges: Vec<ByteRange>,
+    },
+    /// Changes the region's length.
+    SetLength {
+        /// The handle that LEASED gave.
+        handle: u32,
+        /// The new length, in bytes.
+        length: u64,
+    },
+    /// Makes everything that was written durable, as a new epoch.
+    Flush {
+        /// The handle that LEASED gave.
+        handle: u32,
+        /// Numbers the flushes of one lease, from 1 on: a repeated one does nothing.
+        number: u64,
+    },
+    /// Gives up what was written and not flushed.
+    Discard {
+        /// The handle that LEASED gave.
+        handle: u32,
+    },
     /// A request of a later version, or one that is reserved: to be answered UNSUPPORTED.
     Unknown(FrameType),
 }
@@ -91,6 +129,11 @@ impl Request {
             Request::Read { .. } => FrameType::READ,
             Request::Stream { .. } => FrameType::STREAM,
             Request::Refresh { .. } => FrameType::REFRESH,
+            Request::Changes { .. } => FrameType::CHANGES,
+            Request::Zero { .. } => FrameType::ZERO,
+            Request::SetLength { .. } => FrameType::SET_LENGTH,
+            Request::Flush { .. } => FrameType::FLUSH,
+            Request::Discard { .. } => FrameType::DISCARD,
             Request::Unknown(kind) => *kind,
         }
     }
@@ -106,17 +149,28 @@ impl Request {
             Request::List { after } => put_string(out, after, MAX_NAME),
             Request::Open { name, mode, resume } => {
                 put_string(out, name, MAX_NAME);
-                out.push(match mode {
-                    OpenMode::Read => 0,
-                    OpenMode::Write => 1,
-                });
+                out.push(u8::from(*mode != OpenMode::Read));
                 out.push(u8::from(resume.is_some()));
                 if let Some((id, epoch)) = resume {
                     out.extend_from_slice(id);
                     out.extend_from_slice(&epoch.to_le_bytes());
                 }
+                if let OpenMode::Write { token, owner } = mode {
+                    out.extend_from_slice(&token.to_le_bytes());
+                    put_string(out, owner, MAX_OWNER);
+                }
             }
-            Request::Close { handle } | Request::Refresh { handle } => {
+            Request::Changes { handle, since: number }
+            | Request::SetLength { handle, length: number }
+            | Request::Flush { handle, number } => {
+                out.extend_from_slice(&handle.to_le_bytes());
+                out.extend_from_slice(&number.to_le_bytes());
+            }
+            Request::Zero { handle, ranges } => {
+                out.extend_from_slice(&handle.to_le_bytes());
+                put_ranges(out, ranges);
+            }
+            Request::Close { handle } | Request::Refresh { handle } | Request::Discard { handle } => {
                 out.extend_from_slice(&handle.to_le_bytes());
             }
             Request::Info { name } => put_string(out, name, MAX_NAME),
@@ -150,15 +204,22 @@ impl Request {
                 return Ok(Request::Ping(body.to_vec()));
             }
             FrameType::LIST => Request::List { after: fields.string(MAX_NAME)? },
-            FrameType::OPEN => Request::Open {
-                name: fields.string(MAX_NAME)?,
-                mode: match fields.u8()? {
-                    0 => OpenMode::Read,
-                    1 => OpenMode::Write,
-                    other => return Err(fields.bad(format!("mode {other}"))),
-                },
-                resume: if fields.flag()? { Some((fields.array()?, fields.u64()?)) } else { None },
-            },
+            FrameType::OPEN => {
+                let name = fields.string(MAX_NAME)?;
+                let writes = fields.flag()?;
+                let resume = if fields.flag()? { Some((fields.array()?, fields.u64()?)) } else { None };
+                let mode = if writes {
+                    OpenMode::Write { token: fields.u64()?, owner: fields.string(MAX_OWNER)? }
+                } else {
+                    OpenMode::Read
+                };
+                Request::Open { name, mode, resume }
+            }
+            FrameType::CHANGES => Request::Changes { handle: fields.u32()?, since: fields.u64()? },
+            FrameType::ZERO => Request::Zero { handle: fields.u32()?, ranges: fields.ranges()? },
+            FrameType::SET_LENGTH => Request::SetLength { handle: fields.u32()?, length: fields.u64()? },
+            FrameType::FLUSH => Request::Flush { handle: fields.u32()?, number: fields.u64()? },
+            FrameType::DISCARD => Request::Discard { handle: fields.u32()? },
             FrameType::CLOSE => Request::Close { handle: fields.u32()? },
             FrameType::INFO => Request::Info { name: fields.string(MAX_NAME)? },
             FrameType::READ => {

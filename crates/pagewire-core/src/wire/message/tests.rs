@@ -34,9 +34,17 @@ fn request() -> impl Strategy<Value = Request> {
         hello().prop_map(Request::Hello),
         proptest::collection::vec(any::<u8>(), 0..=64).prop_map(Request::Ping),
         name().prop_map(|after| Request::List { after }),
-        (name(), any::<bool>(), any::<Option<([u8; 16], u64)>>()).prop_map(|(name, write, resume)| {
-            Request::Open { name, mode: if write { OpenMode::Write } else { OpenMode::Read }, resume }
-        }),
+        (name(), any::<Option<u64>>(), name(), any::<Option<([u8; 16], u64)>>()).prop_map(
+            |(name, token, owner, resume)| {
+                let mode = token.map_or(OpenMode::Read, |token| OpenMode::Write { token, owner });
+                Request::Open { name, mode, resume }
+            }
+        ),
+        any::<(u32, u64)>().prop_map(|(handle, since)| Request::Changes { handle, since }),
+        any::<(u32, u64)>().prop_map(|(handle, length)| Request::SetLength { handle, length }),
+        any::<(u32, u64)>().prop_map(|(handle, number)| Request::Flush { handle, number }),
+        any::<u32>().prop_map(|handle| Request::Discard { handle }),
+        (any::<u32>(), ranges()).prop_map(|(handle, ranges)| Request::Zero { handle, ranges }),
         any::<u32>().prop_map(|handle| Request::Close { handle }),
         name().prop_map(|name| Request::Info { name }),
         (any::<(u32, u64)>(), ranges()).prop_map(|((handle, epoch), ranges)| Request::Read {
@@ -51,19 +59,20 @@ fn request() -> impl Strategy<Value = Request> {
             ranges
         }),
         any::<u32>().prop_map(|handle| Request::Refresh { handle }),
-        Just(Request::Unknown(FrameType::WRITE)),
+        Just(Request::Unknown(FrameType::TREE)),
     ]
 }
 
 fn info() -> impl Strategy<Value = RegionInfo> {
-    (any::<([u8; 16], u64, u32, bool)>(), 0u64..1 << 40, 0u64..1 << 40).prop_map(
-        |((id, epoch, granularity, read_only), length, more)| RegionInfo {
+    (any::<([u8; 16], u64, u32, bool, bool)>(), 0u64..1 << 40, 0u64..1 << 40).prop_map(
+        |((id, epoch, granularity, read_only, commit), length, more)| RegionInfo {
             id,
             epoch,
             length,
             capacity: length + more,
             granularity,
             read_only,
+            commit,
         },
     )
 }
@@ -80,6 +89,15 @@ fn reply() -> impl Strategy<Value = Reply> {
         Just(Reply::Closed),
         info().prop_map(Reply::Info),
         any::<u64>().prop_map(|sent| Reply::End { sent }),
+        (any::<(u32, u64, u32, u64, u64)>(), info()).prop_map(
+            |((handle, token, lapse, stage, flushed), info)| {
+                Reply::Leased(Leased { handle, token, lapse, stage, flushed, info })
+            }
+        ),
+        Just(Reply::Done),
+        info().prop_map(Reply::Flushed),
+        (any::<u64>(), proptest::option::of(ranges()))
+            .prop_map(|(epoch, ranges)| Reply::Changed { epoch, ranges }),
         (any::<(u16, bool, u64)>(), name()).prop_map(|((code, retry, epoch), text)| {
             Reply::Error(RemoteError { kind: RemoteErrorKind::from_code(code), retry, epoch, text })
         }),
@@ -92,6 +110,7 @@ fn notification() -> impl Strategy<Value = Notification> {
         (any::<u64>(), ranges()).prop_map(|(stream, ranges)| Notification::Steer { stream, ranges }),
         any::<u64>().prop_map(|request| Notification::Cancel { request }),
         name().prop_map(|reason| Notification::Goodbye { reason }),
+        any::<(u32, u64)>().prop_map(|(handle, epoch)| Notification::Epoch { handle, epoch }),
     ]
 }
 
@@ -194,7 +213,7 @@ fn the_version_is_the_newest_common_one() {
         agent: String::new(),
     };
     assert_eq!(hello(1, 1).common_version(), Some(1));
-    assert_eq!(hello(1, 9).common_version(), Some(1));
-    assert_eq!(hello(2, 9).common_version(), None);
+    assert_eq!(hello(1, 9).common_version(), Some(2));
+    assert_eq!(hello(3, 9).common_version(), None);
     assert_eq!(hello(0, 0).common_version(), None);
 }

@@ -4,24 +4,20 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
-use pagewire_core::chunk::{ByteRange, PAGE_SIZE};
 use pagewire_core::wire::{
-    Class, Header, HelloReply, ListReply, Malformed, Notification, OpenMode, RegionInfo, Reply, Request, Role,
+    Class, FrameType, HelloReply, Malformed, Notification, OLDEST_VERSION, Reply, Request, Role, VERSION,
+    WriteHeader,
 };
 
 use super::Shared;
-use super::answer;
 use super::outgoing::Outgoing;
+use super::request::answer_request;
 use super::session::Session;
-use crate::engine::{Pin, Region};
-use crate::error::{Error, ErrorKind, Result};
+use super::writing;
+use crate::error::{Error, ErrorKind};
 use crate::peer::AGENT;
 use crate::peer::frame::{FrameError, FrameReader};
-use crate::store::{Info, Urgency};
 use crate::transport::is_closed;
-
-/// How many bytes one READ may ask for. A stream is for more.
-const MAX_READ: u64 = 16 << 20;
 
 /// Requests are short, and several may come at once.
 const EAGER: usize = 4 << 10;
@@ -53,7 +49,7 @@ pub(super) fn run(shared: &Arc<Shared>, outgoing: &Arc<Outgoing>) {
         Err(FrameError::Io(error)) => tracing::info!(peer, %error, "a connection failed"),
     }
     if let Some((session, role)) = joined {
-        session.leave(role, outgoing, &shared.sessions);
+        session.leave(role, outgoing, &shared.sessions, shared.options.lapse);
     }
     outgoing.close();
 }
@@ -72,7 +68,9 @@ fn greet(
     };
     let Some(version) = hello.common_version() else {
         let (oldest, newest) = (hello.oldest, hello.newest);
-        let text = format!("versions {oldest} to {newest} are not spoken here, but version 1 is");
+        let text = format!(
+            "versions {oldest} to {newest} are not spoken here, but {OLDEST_VERSION} to {VERSION} are"
+        );
         let mut error = Error::new(ErrorKind::Protocol, text).to_wire(0);
         error.kind = pagewire_core::wire::RemoteErrorKind::Version;
         outgoing.reply(header.id, &Reply::Error(error));
@@ -85,7 +83,7 @@ fn greet(
 }
 
 fn serve(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     session: &Arc<Session>,
     role: Role,
     outgoing: &Arc<Outgoing>,
@@ -117,10 +115,14 @@ fn serve(
             Class::Request if role == Role::Bulk && !session.has_primary() => {
                 return Err(io::Error::from(io::ErrorKind::NotConnected).into());
             }
+            Class::Request if header.kind == FrameType::WRITE => {
+                let (write, bytes) = WriteHeader::decode(body)?;
+                writing::write(session, outgoing, header.id, &write, bytes);
+            }
             Class::Request => {
                 let request = Request::decode(&header, body)?;
                 let kind = request.kind();
-                if let Err(error) = answer_request(shared, session, role, outgoing, &header, request) {
+                if let Err(error) = answer_request(shared, session, role, outgoing, header.id, request) {
                     tracing::debug!(peer = outgoing.peer(), request = kind.name(), %error, "refused");
                     outgoing.fail(header.id, &error, 0);
                 }
@@ -129,137 +131,10 @@ fn serve(
                 Notification::Credit { stream, limit } => session.streams().credit(stream, limit),
                 Notification::Steer { stream, ranges } => session.streams().steer(stream, &ranges),
                 Notification::Cancel { request } => session.streams().cancel(request, outgoing),
-                Notification::Goodbye { .. } | Notification::Unknown(_) => {}
+                Notification::Goodbye { .. } | Notification::Epoch { .. } | Notification::Unknown(_) => {}
             },
             // Nothing was asked of the peer.
             Class::Reply | Class::Data | Class::Invalid => {}
         }
-    }
-}
-
-fn answer_request(
-    shared: &Shared,
-    session: &Arc<Session>,
-    role: Role,
-    outgoing: &Arc<Outgoing>,
-    header: &Header,
-    request: Request,
-) -> Result<()> {
-    let id = header.id;
-    match request {
-        Request::Ping(body) => outgoing.reply(id, &Reply::Pong(body)),
-        Request::List { after } => outgoing.reply(id, &Reply::List(list(shared, &after))),
-        Request::Info { name } => outgoing.reply(id, &Reply::Info(to_wire(&find(shared, &name)?.refresh()?))),
-        Request::Open { name, mode, resume } => {
-            let pin = open(find(shared, &name)?, mode, resume)?;
-            let info = to_wire(&pin.info());
-            let handle = session.open(pin)?;
-            outgoing.reply(id, &Reply::Opened { handle, info });
-        }
-        Request::Refresh { handle } => {
-            let region = session.pin(handle)?.region().clone();
-            region.refresh()?;
-            let pin = region.pin();
-            let info = to_wire(&pin.info());
-            session.replace(handle, pin)?;
-            outgoing.reply(id, &Reply::Opened { handle, info });
-        }
-        Request::Close { handle } => {
-            session.close(handle)?;
-            outgoing.reply(id, &Reply::Closed);
-        }
-        Request::Read { handle, epoch, ranges } => {
-            let pin = pinned(session, handle, epoch)?;
-            check_ranges(&pin.info(), &ranges)?;
-            if ByteRange::total(&ranges) > MAX_READ {
-                let text = format!("one READ may ask for {MAX_READ} bytes; a STREAM is for more");
-                return Err(Error::new(ErrorKind::Usage, text));
-            }
-            let urgency = if role == Role::Primary { Urgency::Demand } else { Urgency::Background };
-            answer::read(outgoing, id, &pin, ranges.clone(), urgency);
-            // What an application waits for now, nobody needs to be sent again later.
-            session.streams().skip(handle, &ranges);
-        }
-        Request::Stream { handle, epoch, credit, ranges } => {
-            let pin = pinned(session, handle, epoch)?;
-            check_ranges(&pin.info(), &ranges)?;
-            if ByteRange::total(&ranges) > pin.info().length {
-                return Err(Error::new(ErrorKind::Protocol, "the ranges of a STREAM overlap"));
-            }
-            session.streams().begin(id, handle, pin, &ranges, credit)?;
-        }
-        Request::Hello(_) => return Err(Error::new(ErrorKind::Protocol, "a second HELLO")),
-        Request::Unknown(kind) => {
-            let text = format!("{kind:?} is not supported");
-            return Err(Error::new(ErrorKind::Unsupported, text));
-        }
-    }
-    Ok(())
-}
-
-fn find<'a>(shared: &'a Shared, name: &str) -> Result<&'a Arc<Region>> {
-    shared
-        .regions
-        .get(name)
-        .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no region '{name}' here")))
-}
-
-fn list(shared: &Shared, after: &str) -> ListReply {
-    use std::ops::Bound;
-    let mut names = shared.regions.range::<str, _>((Bound::Excluded(after), Bound::Unbounded));
-    let regions = names
-        .by_ref()
-        .take(ListReply::MOST)
-        .map(|(name, region)| (name.clone(), to_wire(&region.info())))
-        .collect();
-    ListReply { regions, more: names.next().is_some() }
-}
-
-fn open(region: &Arc<Region>, mode: OpenMode, resume: Option<([u8; 16], u64)>) -> Result<Pin> {
-    if mode == OpenMode::Write {
-        let text = format!("'{}' can only be read through this server", region.name());
-        return Err(Error::new(ErrorKind::Unsupported, text));
-    }
-    let info = region.refresh()?;
-    match resume {
-        None => Ok(region.pin()),
-        Some((id, _)) if id != *info.id.as_bytes() => {
-            let text = format!("'{}' is another region now: its identity has changed", region.name());
-            Err(Error::new(ErrorKind::Changed, text))
-        }
-        Some((_, epoch)) => region.pin_epoch(epoch),
-    }
-}
-
-fn pinned(session: &Session, handle: u32, epoch: u64) -> Result<Arc<Pin>> {
-    let pin = session.pin(handle)?;
-    if pin.epoch() != epoch {
-        let text = format!("epoch {epoch} is not the pinned one, {}", pin.epoch());
-        return Err(Error::new(ErrorKind::Stale, text));
-    }
-    Ok(pin)
-}
-
-fn check_ranges(info: &Info, ranges: &[ByteRange]) -> Result<()> {
-    for range in ranges {
-        info.check(*range)?;
-        let ends_well = range.end.is_multiple_of(PAGE_SIZE) || range.end == info.length;
-        if !range.start.is_multiple_of(PAGE_SIZE) || !ends_well || range.is_empty() {
-            return Err(Error::new(ErrorKind::Protocol, format!("bytes {range} are not whole pages")));
-        }
-    }
-    Ok(())
-}
-
-/// What is known of a region, in the words of the protocol. A region that can be written to here
-/// cannot be written to through this server.
-fn to_wire(info: &Info) -> RegionInfo {
-    RegionInfo {
-        id: *info.id.as_bytes(),
-        epoch: info.epoch,
-        length: info.length,
-        capacity: info.capacity,
-        granularity: info.granularity,
-        read_only: true,
     }
 }

@@ -6,6 +6,8 @@
 //! each taking the next extent when its socket has room, so that a slow one holds up none.
 //!
 //! - [`connection`]: from the handshake to the end of one connection.
+//! - [`request`]: what each request does.
+//! - [`writing`]: the requests of those who write.
 //! - [`session`]: what the connections of one client share: open regions and streams.
 //! - [`outgoing`]: frames on their way out, one at a time.
 //! - [`answer`]: the answer to a READ.
@@ -18,8 +20,10 @@ mod connection;
 mod extent;
 mod holes;
 mod outgoing;
+mod request;
 mod session;
 mod stream;
+mod writing;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -46,6 +50,10 @@ pub struct ServerOptions {
     pub handshake_timeout: Duration,
     /// How long a peer may take no bytes before its connection is closed.
     pub send_timeout: Duration,
+    /// Whether nobody may write, whatever the regions can.
+    pub read_only: bool,
+    /// How long a writer whose connection is lost may take to come back before another may write.
+    pub lapse: Duration,
 }
 
 impl Default for ServerOptions {
@@ -54,6 +62,8 @@ impl Default for ServerOptions {
             max_connections: 1024,
             handshake_timeout: Duration::from_secs(10),
             send_timeout: Duration::from_secs(30),
+            read_only: false,
+            lapse: Duration::from_secs(10),
         }
     }
 }

@@ -102,6 +102,16 @@ impl Outgoing {
         self.reply(id, &Reply::Error(error.to_wire(epoch)));
     }
 
+    /// Sends the reply from whichever thread has it.
+    pub(super) fn respond(self: &Arc<Self>, id: u64, reply: &Reply) {
+        if self.is_own_thread() {
+            return self.reply(id, reply);
+        }
+        let mut frame = Vec::new();
+        reply.encode(id, &mut frame);
+        self.defer(frame);
+    }
+
     /// Tells a peer why it is not served, and closes the connection.
     pub(super) fn refuse(&self, error: &Error) {
         self.fail(0, error, 0);

@@ -1,14 +1,16 @@
 //! What the connections of one client share: open regions and streams.
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
-use pagewire_core::wire::{Malformed, Role, SessionToken};
+use pagewire_core::wire::{Malformed, Notification, Role, SessionToken};
 
 use super::extent;
 use super::outgoing::Outgoing;
 use super::stream::Streams;
-use crate::engine::Pin;
+use crate::engine::{Pin, Region, Watch, Writer};
 use crate::error::{Error, ErrorKind, Result};
 
 /// How many regions one session may have open.
@@ -16,6 +18,9 @@ const MAX_OPEN: usize = 1024;
 
 /// How many connections one session may have.
 const MAX_BULK: usize = 64;
+
+/// How many requests of one session may be carried out on threads of their own at once.
+const MAX_ASIDE: usize = 8;
 
 /// The connections of one client, and what they share.
 pub(super) struct Session {
@@ -28,9 +33,26 @@ pub(super) struct Session {
 struct State {
     primary: Option<Arc<Outgoing>>,
     bulk: Vec<Arc<Outgoing>>,
-    open: HashMap<u32, Arc<Pin>>,
+    open: HashMap<u32, Open>,
     next_handle: u32,
+    /// How many requests are carried out on threads of their own.
+    aside: usize,
     closed: bool,
+}
+
+/// A region that is open.
+#[derive(Clone)]
+pub(super) struct Open {
+    pub(super) pin: Arc<Pin>,
+    /// Where it is open for writing.
+    pub(super) writer: Option<Arc<Writing>>,
+}
+
+/// A region that is open for writing.
+pub(super) struct Writing {
+    pub(super) writer: Writer,
+    /// The store's stage that what the client has written and not flushed belongs to.
+    pub(super) stage: AtomicU64,
 }
 
 type Sessions = Mutex<HashMap<SessionToken, Arc<Session>>>;
@@ -76,15 +98,17 @@ impl Session {
         sender.spawn(move || extent::send_extents(&session.streams, &outgoing)).map(drop)
     }
 
-    /// A connection has ended. The session ends with its primary connection.
-    pub(super) fn leave(&self, role: Role, outgoing: &Arc<Outgoing>, sessions: &Sessions) {
+    /// A connection has ended. The session ends with its primary connection; its leases wait for it to come
+    /// back for as long as `lapse`.
+    pub(super) fn leave(&self, role: Role, outgoing: &Arc<Outgoing>, sessions: &Sessions, lapse: Duration) {
+        let mut open = HashMap::new();
         let mut all = sessions.lock().expect("no holder panics");
         let mut state = self.lock();
         state.bulk.retain(|bulk| !Arc::ptr_eq(bulk, outgoing));
         if role == Role::Primary {
             state.closed = true;
             state.primary = None;
-            state.open.clear();
+            open = std::mem::take(&mut state.open);
             state.bulk.iter().for_each(|bulk| bulk.close());
             self.streams.close();
         }
@@ -93,9 +117,12 @@ impl Session {
             all.remove(&self.token);
         }
         drop(state);
+        drop(all);
         // Its sending thread looks whether it is still wanted.
         outgoing.close();
         self.streams.wake();
+        // Waits for writes that are being carried out.
+        open.values().filter_map(|open| open.writer.as_ref()).for_each(|writing| writing.writer.lose(lapse));
     }
 
     pub(super) fn has_primary(&self) -> bool {
@@ -107,24 +134,36 @@ impl Session {
     }
 
     /// Gives an open region a handle.
-    pub(super) fn open(&self, pin: Pin) -> Result<u32> {
+    pub(super) fn open(&self, pin: Pin, writer: Option<Writing>) -> Result<u32> {
         let mut state = self.lock();
         if state.open.len() >= MAX_OPEN || state.closed {
             return Err(Error::new(ErrorKind::Busy, "too many open regions"));
         }
         state.next_handle = state.next_handle.wrapping_add(1);
         let handle = state.next_handle;
-        state.open.insert(handle, Arc::new(pin));
+        state.open.insert(handle, Open { pin: Arc::new(pin), writer: writer.map(Arc::new) });
         Ok(handle)
     }
 
     pub(super) fn pin(&self, handle: u32) -> Result<Arc<Pin>> {
-        self.lock().open.get(&handle).cloned().ok_or_else(|| no_handle(handle))
+        self.lock().open.get(&handle).map(|open| open.pin.clone()).ok_or_else(|| no_handle(handle))
+    }
+
+    /// The writer of a region that is open for writing.
+    pub(super) fn writer(&self, handle: u32) -> Result<Arc<Writing>> {
+        let open = self.lock().open.get(&handle).cloned().ok_or_else(|| no_handle(handle))?;
+        open.writer
+            .ok_or_else(|| Error::new(ErrorKind::Unsupported, format!("handle {handle} is open for reading")))
     }
 
     /// Puts another epoch of the same region under a handle.
     pub(super) fn replace(&self, handle: u32, pin: Pin) -> Result<()> {
-        self.lock().open.get_mut(&handle).map(|open| *open = Arc::new(pin)).ok_or_else(|| no_handle(handle))
+        let old = match self.lock().open.get_mut(&handle) {
+            Some(open) => std::mem::replace(&mut open.pin, Arc::new(pin)),
+            None => return Err(no_handle(handle)),
+        };
+        drop(old);
+        Ok(())
     }
 
     pub(super) fn close(&self, handle: u32) -> Result<()> {
@@ -132,8 +171,48 @@ impl Session {
         closed.map(drop).ok_or_else(|| no_handle(handle))
     }
 
+    /// Runs `work` on a thread of its own: neither a read that somebody waits for nor another session is
+    /// held up by it.
+    pub(super) fn aside(self: &Arc<Self>, work: impl FnOnce() + Send + 'static) -> Result<()> {
+        {
+            let mut state = self.lock();
+            if state.aside >= MAX_ASIDE {
+                return Err(Error::new(ErrorKind::Busy, "too many requests at once").with_retry(true));
+            }
+            state.aside += 1;
+        }
+        let session = self.clone();
+        let started = std::thread::Builder::new().name("pw-aside".into()).spawn(move || {
+            work();
+            session.lock().aside -= 1;
+        });
+        started.map(drop).map_err(|error| {
+            self.lock().aside -= 1;
+            Error::io("cannot start a thread", &error)
+        })
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no holder panics")
+    }
+}
+
+impl Watch for Session {
+    fn epoch(&self, region: &Region, epoch: u64) {
+        let (frames, primary) = {
+            let state = self.lock();
+            let Some(primary) = state.primary.clone() else { return };
+            let mut frames = Vec::new();
+            let reads =
+                |open: &Open| open.writer.is_none() && std::ptr::eq(&raw const **open.pin.region(), region);
+            for (&handle, _) in state.open.iter().filter(|(_, open)| reads(open)) {
+                Notification::Epoch { handle, epoch }.encode(&mut frames);
+            }
+            (frames, primary)
+        };
+        if !frames.is_empty() {
+            primary.defer(frames);
+        }
     }
 }
 

@@ -24,7 +24,7 @@ pub(super) struct Guest {
 
 impl Guest {
     pub(super) fn start(region: &Arc<Region>, handshake: Handshake, pull: PullOptions) -> Result<Self> {
-        let pin = region.pin();
+        let pin = region.pin()?;
         let Handshake { mappings, uffd, pid } = handshake;
         let length = pin.info().length;
         if let Some(mapping) = mappings.iter().find(|mapping| mapping.offset + mapping.size > length) {

@@ -84,7 +84,7 @@ impl Mapping {
     /// [`ErrorKind::Denied`] where this process may not use userfaultfd at all;
     /// [`ErrorKind::Io`] where the address space is too small.
     pub fn map(region: &Arc<Region>, options: &MapOptions) -> Result<Self> {
-        let pin = region.pin();
+        let pin = region.pin()?;
         let (epoch, length) = (pin.epoch(), pin.info().length);
         let length = usize::try_from(length)
             .map_err(|_| Error::new(ErrorKind::Unsupported, format!("{length} bytes of address space")))?;

@@ -1,4 +1,8 @@
-//! The epochs of a store that keeps none itself: before-images for pinned readers, and commits.
+//! The epochs of a store that keeps none and writes through: what is replaced is kept for the readers of
+//! the newest epoch, and of those before it that somebody holds.
+//!
+//! Each write makes a *version*, which nobody sees; a flush makes the newest version an epoch. Core's
+//! [`BeforeImages`] take a reader from the version that the store is at back to that of the epoch.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -6,101 +10,118 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use pagewire_core::chunk::ByteRange;
 use pagewire_core::epoch::{BeforeImages, Piece};
 
-use super::gate::{Gate, Ticket};
-use super::{Change, stale};
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::{Blocking, Part, Read, Sink, Store};
+use crate::store::gate::{Gate, Ticket};
+use crate::store::{Blocking, Info, Part, Read, STAGED, Sink, Store, stale};
 
 /// The epochs of one store.
 pub(super) struct History {
     state: Mutex<State>,
     gate: Arc<Gate>,
-    /// Held for the whole of a commit: one at a time.
-    committing: Mutex<()>,
+    /// Held while the store is changed: one change at a time.
+    changing: Mutex<()>,
     bound: u64,
 }
 
 struct State {
-    current: u64,
-    /// The epoch that the next commit makes; failed ones are not used again.
-    next: u64,
+    epoch: u64,
+    /// The region's length at that epoch: what is written may have changed the store's already.
+    length: u64,
+    /// The version that the newest epoch is.
+    version: u64,
+    /// The newest version.
+    newest: u64,
     images: BeforeImages<Arc<[u8]>>,
-    /// How many readers are pinned to each epoch.
-    pins: BTreeMap<u64, usize>,
-    /// Set where a failed commit could not be undone: the store holds a mix.
-    broken: Option<Error>,
+    /// The epochs that readers hold: the version of each, its length, and how many readers.
+    held: BTreeMap<u64, Held>,
+}
+
+#[derive(Clone, Copy)]
+struct Held {
+    version: u64,
+    length: u64,
+    readers: usize,
 }
 
 impl History {
-    pub(super) fn new(epoch: u64, bound: u64) -> Self {
+    pub(super) fn new(info: &Info, bound: u64) -> Self {
         let state = State {
-            current: epoch,
-            next: epoch + 1,
-            images: BeforeImages::new(epoch),
-            pins: BTreeMap::new(),
-            broken: None,
+            epoch: info.epoch,
+            length: info.length,
+            version: 0,
+            newest: 0,
+            images: BeforeImages::new(0),
+            held: BTreeMap::new(),
         };
-        Self { state: Mutex::new(state), gate: Arc::default(), committing: Mutex::default(), bound }
+        Self { state: Mutex::new(state), gate: Arc::default(), changing: Mutex::default(), bound }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no holder panics")
     }
 
-    pub(super) fn current(&self) -> u64 {
-        self.lock().current
+    /// What is known of the region at its newest epoch, given what the store says.
+    pub(super) fn info(&self, mut info: Info) -> Info {
+        let state = self.lock();
+        (info.epoch, info.length) = (state.epoch, state.length);
+        info.capabilities.history = true;
+        info
     }
 
-    pub(super) fn pin_current(&self) -> u64 {
+    pub(super) fn pin(&self, epoch: Option<u64>, info: Info) -> Result<Info> {
         let mut state = self.lock();
-        let epoch = state.current;
-        *state.pins.entry(epoch).or_default() += 1;
-        epoch
-    }
-
-    pub(super) fn pin(&self, epoch: u64) -> bool {
-        let mut state = self.lock();
-        let available = (state.images.oldest()..=state.current).contains(&epoch);
-        if available {
-            *state.pins.entry(epoch).or_default() += 1;
+        let newest = state.epoch;
+        let epoch = epoch.unwrap_or(newest);
+        let held = match state.held.get(&epoch) {
+            Some(held) => *held,
+            None if epoch == newest => Held { version: state.version, length: state.length, readers: 0 },
+            None => return Err(stale(epoch, newest)),
+        };
+        if held.version < state.images.oldest() {
+            if epoch == newest {
+                let text =
+                    format!("more than {} bytes of epoch {epoch} were replaced, and not flushed", self.bound);
+                return Err(Error::new(ErrorKind::Busy, text));
+            }
+            return Err(stale(epoch, newest));
         }
-        available
+        state.held.insert(epoch, Held { readers: held.readers + 1, ..held });
+        let mut info = Info { epoch, length: held.length, ..info };
+        info.capabilities.history = true;
+        Ok(info)
     }
 
-    pub(super) fn release(&self, epoch: u64) {
+    pub(super) fn unpin(&self, epoch: u64) {
         let mut state = self.lock();
-        if let Some(count) = state.pins.get_mut(&epoch) {
-            *count -= 1;
-            if *count == 0 {
-                state.pins.remove(&epoch);
+        if let Some(held) = state.held.get_mut(&epoch) {
+            held.readers -= 1;
+            if held.readers == 0 {
+                state.held.remove(&epoch);
                 state.release_unneeded();
             }
         }
     }
 
-    pub(super) fn read(&self, name: &str, store: &dyn Store, read: Read) {
+    pub(super) fn read(&self, store: &dyn Store, read: Read) {
+        let now = store.info().epoch;
+        if read.epoch == STAGED {
+            return store.read(Read { epoch: now, ..read });
+        }
         let (pieces, ticket) = {
             let state = self.lock();
-            if let Some(broken) = &state.broken {
-                let error = broken.clone();
+            let version = match state.held.get(&read.epoch) {
+                Some(held) => Some(held.version),
+                None => (read.epoch == state.epoch).then_some(state.version),
+            };
+            let pieces: Option<Vec<_>> = version.and_then(|version| {
+                read.ranges.iter().map(|range| state.images.lookup(version, *range).ok()).collect()
+            });
+            let Some(pieces) = pieces else {
+                let error = stale(read.epoch, state.epoch);
                 drop(state);
                 return read.sink.done(Err(error));
-            }
-            if read.epoch > state.current {
-                let error = stale(name, read.epoch, state.current);
-                drop(state);
-                return read.sink.done(Err(error));
-            }
-            let pieces: Result<Vec<_>, _> =
-                read.ranges.iter().map(|range| state.images.lookup(read.epoch, *range)).collect();
-            match pieces {
-                Ok(pieces) => (pieces, self.gate.enter()),
-                Err(_) => {
-                    let error = stale(name, read.epoch, state.current);
-                    drop(state);
-                    return read.sink.done(Err(error));
-                }
-            }
+            };
+            (pieces, self.gate.enter())
         };
         let mut ranges = Vec::with_capacity(read.ranges.len());
         for piece in pieces.into_iter().flatten() {
@@ -117,66 +138,56 @@ impl History {
         if ranges.is_empty() {
             return sink.done(Ok(()));
         }
-        store.read(Read { ranges, epoch: store.info().epoch, urgency: read.urgency, sink });
+        store.read(Read { ranges, epoch: now, urgency: read.urgency, sink });
     }
 
-    pub(super) fn commit(&self, store: &dyn Store, changes: &[Change<'_>]) -> Result<u64> {
-        let _one = self.committing.lock().expect("no holder panics");
-        if let Some(broken) = &self.lock().broken {
-            return Err(broken.clone());
-        }
-        let changes: Vec<&Change<'_>> = changes.iter().filter(|change| !change.bytes.is_empty()).collect();
-        if changes.is_empty() {
-            return Ok(self.current());
-        }
-        let epoch = store.info().epoch;
-        let images = merged(&changes)
-            .into_iter()
-            .map(|range| Ok((range, Arc::from(store.read_bytes(range, epoch)?))))
-            .collect::<Result<Vec<(ByteRange, Arc<[u8]>)>>>()?;
-        let made = {
-            let mut state = self.lock();
-            let made = state.next;
-            state.next += 1;
-            let cost = images.iter().map(|(range, _)| range.len()).sum();
-            state.images.commit(made, images.clone(), cost);
-            made
-        };
-        // From here on, reads of older epochs take the images; those that began before must end.
-        self.gate.wait();
-        let written = changes
+    /// Lets `change` replace `ranges` of the store, when their bytes are kept for those who need them.
+    pub(super) fn change(
+        &self,
+        store: &dyn Store,
+        ranges: &[ByteRange],
+        change: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        let _one = self.changing.lock().expect("no holder panics");
+        let info = store.info();
+        let ranges = ByteRange::union(ranges.to_vec());
+        let images = ranges
             .iter()
-            .try_for_each(|change| store.write_bytes(change.offset, change.bytes))
-            .and_then(|()| store.flush_all());
-        if let Err(error) = written {
-            let undone = images.iter().try_for_each(|(range, bytes)| store.write_bytes(range.start, bytes));
-            if let Err(undo) = undone {
-                let text = format!("a write failed half-way ({error}) and could not be undone ({undo})");
-                self.lock().broken = Some(Error::new(ErrorKind::Io, text));
-            }
-            return Err(error);
+            .map(|range| range.clamp_to(info.length))
+            .filter(|range| !range.is_empty())
+            .map(|range| Ok((range, Arc::from(store.read_bytes(range, info.epoch)?))))
+            .collect::<Result<Vec<(ByteRange, Arc<[u8]>)>>>()?;
+        {
+            let mut state = self.lock();
+            state.newest += 1;
+            let (version, cost) = (state.newest, images.iter().map(|(range, _)| range.len()).sum());
+            state.images.commit(version, images, cost);
+            state.images.trim(self.bound);
         }
+        // From here on, reads of older versions take the images; those that began before must end.
+        self.gate.wait();
+        change()
+    }
+
+    /// What was written is durable, and the newest epoch now, if anything was. Answers which is.
+    pub(super) fn flushed(&self, length: u64) -> u64 {
         let mut state = self.lock();
-        state.current = made;
-        state.release_unneeded();
-        state.images.trim(self.bound);
-        Ok(made)
+        if state.newest > state.version {
+            state.version = state.newest;
+            state.epoch += 1;
+            state.length = length;
+            state.release_unneeded();
+        }
+        state.epoch
     }
 }
 
 impl State {
-    /// Drops the images that no pinned reader needs.
+    /// Drops the images that neither a reader nor the newest epoch needs.
     fn release_unneeded(&mut self) {
-        let oldest = self.pins.keys().next().copied().unwrap_or(self.current);
-        self.images.release_before(oldest);
+        let oldest = self.held.values().map(|held| held.version).min();
+        self.images.release_before(oldest.unwrap_or(self.version).min(self.version));
     }
-}
-
-/// The ranges that `changes` touch, in order, without overlaps.
-fn merged(changes: &[&Change<'_>]) -> Vec<ByteRange> {
-    let range =
-        |change: &&Change<'_>| ByteRange::new(change.offset, change.offset + change.bytes.len() as u64);
-    ByteRange::union(changes.iter().map(range).collect())
 }
 
 /// Leaves the gate when the read has ended.

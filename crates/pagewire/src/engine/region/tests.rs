@@ -1,6 +1,7 @@
 //! Readers of older epochs see theirs, whatever is committed meanwhile, or are told that it is gone.
 
 use super::*;
+use crate::error::{Error, ErrorKind};
 use crate::store::{Blocking, MemoryStore, Part, Sink, Urgency};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, mpsc};
@@ -36,9 +37,9 @@ fn image(region: &Region, epoch: u64, length: u64) -> Result<Vec<u8>> {
 
 #[test]
 fn every_pinned_epoch_stays_what_it_was() {
-    let region = Region::new("r", Arc::new(MemoryStore::new(20_000))).unwrap();
+    let region = Region::new("r", plain(20_000)).unwrap();
     let mut model = vec![vec![0u8; 20_000]];
-    let mut pins = vec![region.pin()];
+    let mut pins = vec![region.pin().unwrap()];
     for round in 1..20u64 {
         let mut next = model.last().unwrap().clone();
         let (a, b) = ((round * 977) as usize, (round * 450 + 3000) as usize);
@@ -52,7 +53,7 @@ fn every_pinned_epoch_stays_what_it_was() {
         let epoch = region.commit(&changes).unwrap();
         assert_eq!(epoch, pins.last().unwrap().epoch() + 1);
         model.push(next);
-        pins.push(region.pin());
+        pins.push(region.pin().unwrap());
         for (pin, bytes) in pins.iter().zip(&model) {
             assert_eq!(&image(&region, pin.epoch(), 20_000).unwrap(), bytes);
         }
@@ -63,8 +64,8 @@ fn every_pinned_epoch_stays_what_it_was() {
 
 #[test]
 fn past_the_bound_a_reader_is_told_that_its_epoch_is_gone() {
-    let region = Region::with_images("r", Arc::new(MemoryStore::new(100_000)), 10_000).unwrap();
-    let pin = region.pin();
+    let region = Region::with_images("r", plain(100_000), 10_000).unwrap();
+    let pin = region.pin().unwrap();
     region.commit(&[Change { offset: 0, bytes: &[1; 6000] }]).unwrap();
     assert_eq!(image(&region, pin.epoch(), 8000).unwrap(), [0; 8000]);
     region.commit(&[Change { offset: 50_000, bytes: &[2; 6000] }]).unwrap();
@@ -75,65 +76,118 @@ fn past_the_bound_a_reader_is_told_that_its_epoch_is_gone() {
 
 #[test]
 fn images_that_nobody_needs_are_dropped() {
-    let region = Region::new("r", Arc::new(MemoryStore::new(100_000))).unwrap();
-    let first = region.pin().epoch();
+    let region = Region::new("r", plain(100_000)).unwrap();
+    let first = region.pin().unwrap().epoch();
     region.commit(&[Change { offset: 0, bytes: &[1; 6000] }]).unwrap();
     assert!(region.pin_epoch(first).is_err(), "nobody was pinned to it");
 }
 
-/// A store that fails its writes when told.
-struct Failing {
+/// A store that writes through and keeps no epochs, and fails its second write when told.
+struct Plain {
     store: MemoryStore,
     fail: AtomicBool,
     writes: std::sync::atomic::AtomicUsize,
 }
 
-impl Store for Failing {
+fn plain(length: u64) -> Arc<Plain> {
+    Arc::new(Plain { store: MemoryStore::new(length), fail: AtomicBool::new(false), writes: 0.into() })
+}
+
+impl Store for Plain {
     fn info(&self) -> Info {
-        self.store.info()
+        Info { epoch: 1, capabilities: crate::store::Capabilities::default(), ..self.store.info() }
     }
     fn read(&self, read: Read) {
-        self.store.read(read);
+        assert_eq!(read.epoch, 1);
+        self.store.read(Read { epoch: self.store.info().epoch, ..read });
     }
-    fn write(&self, offset: u64, bytes: &[u8], done: crate::store::Completion) {
+    fn write(&self, ranges: &[ByteRange], bytes: &[u8], done: crate::store::Completion) {
         let count = self.writes.fetch_add(1, Ordering::SeqCst);
         if self.fail.load(Ordering::SeqCst) && count == 1 {
             return done(Err(Error::new(ErrorKind::Io, "disk full")));
         }
-        self.store.write(offset, bytes, done);
+        self.store.write(ranges, bytes, Box::new(|_| {}));
+        done(self.store.flush_all().map(drop));
     }
-    fn flush(&self, done: crate::store::Completion) {
-        self.store.flush(done);
+    fn flush(&self, flush: crate::store::Flush) {
+        (flush.done)(Ok(self.info()));
     }
 }
 
 #[test]
-fn a_commit_that_fails_half_way_is_undone_and_a_later_one_succeeds() {
-    let store =
-        Arc::new(Failing { store: MemoryStore::new(9000), fail: AtomicBool::new(true), writes: 0.into() });
+fn a_write_that_fails_half_way_leaves_the_epoch_what_it_was_and_a_later_one_succeeds() {
+    let store = plain(9000);
+    store.fail.store(true, Ordering::SeqCst);
     let region = Region::new("r", store.clone()).unwrap();
-    let pin = region.pin();
+    let pin = region.pin().unwrap();
     let changes = [Change { offset: 0, bytes: &[1; 100] }, Change { offset: 5000, bytes: &[2; 100] }];
     assert_eq!(region.commit(&changes).unwrap_err().kind(), ErrorKind::Io);
     assert_eq!(region.info().epoch, pin.epoch());
     assert_eq!(image(&region, pin.epoch(), 9000).unwrap(), [0; 9000]);
-    assert_eq!(store.read_bytes(ByteRange::new(0, 9000), 1).unwrap(), [0; 9000]);
     store.fail.store(false, Ordering::SeqCst);
     let epoch = region.commit(&changes).unwrap();
+    assert_eq!(epoch, pin.epoch() + 1);
     assert_eq!(image(&region, pin.epoch(), 9000).unwrap(), [0; 9000]);
     assert_eq!(image(&region, epoch, 9000).unwrap()[5000..5100], [2; 100]);
 }
 
 #[test]
+fn what_is_not_flushed_is_the_writers_alone() {
+    for (name, store) in
+        [("plain", plain(9000) as Arc<dyn Store>), ("memory", Arc::new(MemoryStore::new(9000)))]
+    {
+        let region = Region::new("r", store).unwrap();
+        let first = region.pin().unwrap();
+        let writer = region.writer("one").unwrap();
+        writer.write_bytes(4000, &[1; 200]).unwrap();
+        assert_eq!(writer.read_bytes(ByteRange::new(4000, 4200)).unwrap(), [1; 200], "{name}");
+        assert_eq!(image(&region, first.epoch(), 9000).unwrap(), [0; 9000], "{name}");
+        let second = region.pin().unwrap();
+        assert_eq!(second.epoch(), first.epoch(), "{name}");
+        assert_eq!(image(&region, second.epoch(), 9000).unwrap(), [0; 9000], "{name}");
+        let epoch = writer.flush_all().unwrap().epoch;
+        assert_eq!(epoch, first.epoch() + 1, "{name}");
+        assert_eq!(writer.flush_all().unwrap().epoch, epoch, "{name}: nothing to flush makes no epoch");
+        assert_eq!(image(&region, epoch, 9000).unwrap()[4000..4200], [1; 200], "{name}");
+        assert_eq!(image(&region, first.epoch(), 9000).unwrap(), [0; 9000], "{name}");
+        assert_eq!(region.writer("two").err().unwrap().kind(), ErrorKind::Busy, "{name}");
+        drop(writer);
+        region.writer("two").unwrap();
+    }
+}
+
+#[test]
+fn a_writer_that_is_dropped_gives_up_what_it_has_not_flushed() {
+    let region = Region::new("r", Arc::new(MemoryStore::new(9000))).unwrap();
+    let writer = region.writer("one").unwrap();
+    writer.write_bytes(0, &[1; 9000]).unwrap();
+    let token = writer.token();
+    writer.lose(std::time::Duration::from_secs(3600));
+    let writer = region.resume_writer(token, "one").unwrap();
+    assert_eq!(writer.read_bytes(ByteRange::new(0, 9000)).unwrap(), [1; 9000], "it was only lost");
+    drop(writer);
+    let next = region.writer("two").unwrap();
+    assert_eq!(next.read_bytes(ByteRange::new(0, 9000)).unwrap(), [0; 9000]);
+    assert!(next.token() > token);
+    let error = region.resume_writer(token, "one").err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Fenced, "{error}");
+}
+
+#[test]
 fn readers_never_see_a_mix_while_somebody_commits() {
-    let region = Region::new("r", Arc::new(MemoryStore::new(256 << 10))).unwrap();
+    for store in [plain(256 << 10) as Arc<dyn Store>, Arc::new(MemoryStore::new(256 << 10))] {
+        never_a_mix(&Region::new("r", store).unwrap());
+    }
+}
+
+fn never_a_mix(region: &Arc<Region>) {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| {
             let mut seen = 0;
             while !stop.load(Ordering::SeqCst) {
-                let pin = region.pin();
-                let bytes = image(&region, pin.epoch(), 256 << 10).unwrap();
+                let pin = region.pin().unwrap();
+                let bytes = image(region, pin.epoch(), 256 << 10).unwrap();
                 assert!(bytes.iter().all(|byte| *byte == bytes[0]), "epoch {} is a mix", pin.epoch());
                 assert_eq!(u64::from(bytes[0]), (pin.epoch() - 1) % 256);
                 seen += 1;

@@ -35,11 +35,16 @@ impl Shared {
                 let reply = Reply::decode(&header, body)?;
                 self.reply(header.id, reply);
             }
-            Class::Notification => {
-                if let Notification::Goodbye { reason } = Notification::decode(&header, body)? {
+            Class::Notification => match Notification::decode(&header, body)? {
+                Notification::Goodbye { reason } => {
                     tracing::info!(region = %self.region, reason, "the server says good-bye");
                 }
-            }
+                Notification::Epoch { epoch, .. } => {
+                    let mut state = self.lock();
+                    state.newest = state.newest.max(epoch);
+                }
+                _ => {}
+            },
             Class::Request => {
                 let reply = match Request::decode(&header, body)? {
                     Request::Ping(body) => Reply::Pong(body),
@@ -73,7 +78,10 @@ impl Shared {
             Encoding::Zero => Part::Zero(data.range),
         };
         let (range, is_read) = (data.range, matches!(entry.call.ask, Ask::Read { .. }));
-        let length = self.lock().info.length;
+        let (length, epoch) = {
+            let state = self.lock();
+            (state.info.length, state.epoch_of(epoch))
+        };
         let is_whole = range.end.is_multiple_of(PAGE_SIZE) || range.end == length;
         let delivered = if data.epoch != epoch {
             let text = format!("bytes of epoch {} answer a request for epoch {epoch}", data.epoch);

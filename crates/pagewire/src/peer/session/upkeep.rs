@@ -4,8 +4,9 @@
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use pagewire_core::wire::{InstanceId, RegionInfo, Role, SessionToken};
+use pagewire_core::wire::{InstanceId, OpenMode, Request, Role, SessionToken};
 
+use super::write::Lease;
 use super::{Ask, Entry, RegionAddress, Shared};
 use crate::error::{Error, ErrorKind, Result};
 use crate::peer::frame::FrameError;
@@ -19,20 +20,24 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from
 const MAX_LENGTH: u64 = 1 << 47;
 
 impl Shared {
-    pub(super) fn greet_primary(
-        &self,
-        generation: u64,
-        token: SessionToken,
-        was: Option<RegionInfo>,
-    ) -> Result<(Greeting, Opened)> {
+    pub(super) fn greet_primary(&self, generation: u64, token: SessionToken) -> Result<(Greeting, Opened)> {
         let RegionAddress { peer, name } = &self.region;
-        let open = Some((name.as_str(), was.map(|was| (was.id, was.epoch))));
-        let (greeting, opened) =
-            greet(peer, Role::Primary, token, generation, open, self.options.connect_timeout)?;
+        let (was, mode) = {
+            let state = self.lock();
+            let mode = state.lease.as_ref().map_or(OpenMode::Read, Lease::mode);
+            ((state.info.id != [0; 16]).then_some(state.info), mode)
+        };
+        let (resume, writes) = (was.map(|was| (was.id, was.epoch)), mode != OpenMode::Read);
+        let open = Request::Open { name: name.clone(), mode, resume };
+        let timeout = self.options.connect_timeout;
+        let (greeting, opened) = greet(peer, Role::Primary, token, generation, Some(&open), timeout)
+            .map_err(|error| error.context(format!("'{name}'")))?;
         match opened {
             Some(Opened { info, .. })
                 if was.is_some_and(|was| {
-                    (was.id, was.epoch, was.length) != (info.id, info.epoch, info.length)
+                    was.id != info.id
+                        // A writer makes epochs, and may not have heard of its last one.
+                        || (!writes && (was.epoch, was.length) != (info.epoch, info.length))
                 }) =>
             {
                 let text = format!("{peer} opened another region, or another epoch, than '{name}' was");
@@ -42,8 +47,8 @@ impl Shared {
                 let text = format!("{} has {} bytes, more than can be mapped", self.region, info.length);
                 Err(Error::new(ErrorKind::Unsupported, text))
             }
-            Some(opened) => Ok((greeting, opened)),
-            None => Err(Error::new(ErrorKind::Protocol, format!("{peer} does not answer OPEN"))),
+            Some(opened) if opened.leased.is_some() == writes => Ok((greeting, opened)),
+            _ => Err(Error::new(ErrorKind::Protocol, format!("{peer} does not answer OPEN"))),
         }
     }
 
@@ -53,16 +58,16 @@ impl Shared {
         let mut next = Some(first);
         let mut pause = BACKOFF.0;
         loop {
-            let (generation, token, was) = {
+            let (generation, token) = {
                 let state = self.lock();
                 if state.closed {
                     return;
                 }
-                (state.generation, state.token, state.info)
+                (state.generation, state.token)
             };
             let greeted = match next.take() {
                 Some(first) => Ok(first),
-                None => self.greet_primary(generation, token, Some(was)),
+                None => self.greet_primary(generation, token),
             };
             match greeted {
                 Ok((greeting, opened)) => {
@@ -85,7 +90,9 @@ impl Shared {
                     }
                 }
                 Err(error) => {
-                    if !error.can_retry() {
+                    if error.kind() == ErrorKind::Fenced && self.lock().fenced(&error) {
+                        tracing::error!(region = %self.region, %error, "nothing more can be written");
+                    } else if !error.can_retry() {
                         tracing::warn!(region = %self.region, %error, "the region cannot be opened again");
                         self.lock().failure = Some(error.clone());
                         self.fail_calls(|_| true, || error.clone());
@@ -125,6 +132,8 @@ impl Shared {
             state.primary = Some(link.clone());
             state.handle = opened.handle;
             state.info = opened.info;
+            state.newest = state.newest.max(opened.info.epoch);
+            state.leased(*instance, opened.leased.as_ref());
             state.instance = *instance;
             state.failure = None;
             state.round_trip = round_trip;
@@ -217,6 +226,16 @@ impl Shared {
             state.bulk[index] = None;
         }
         tracing::warn!(region = %self.region, error = %cause, "lost a bulk connection; making it again");
+        let of_link = |entry: &Entry| {
+            entry.changes
+                && std::ptr::eq(entry.sent_on.lock().expect("no holder panics").as_ptr(), &raw const **link)
+        };
+        if self.calls().values().any(|entry| of_link(entry)) {
+            // Nobody knows whether the peer still carries them out.
+            if let Ok((primary, _)) = self.primary() {
+                return primary.kill();
+            }
+        }
         // What was on its way on this connection is lost; only who pulls can say what that was. The
         // peer hears of the end of a stream when who pulls lets go of it.
         self.fail_calls(|entry| matches!(entry.call.ask, Ask::Stream { .. }), || lost(&self.region, cause));
@@ -249,6 +268,12 @@ impl Shared {
         while !self.pause(tick) {
             let now = Instant::now();
             let late = |entry: &Entry| entry.call.deadline.is_some_and(|deadline| deadline < now);
+            if self.calls().values().any(|entry| entry.changes && late(entry))
+                && let Ok((primary, _)) = self.primary()
+            {
+                // As for a connection that is lost.
+                primary.kill();
+            }
             self.fail_calls(late, || {
                 let text = format!("no answer from {} within {:?}", self.region.peer, self.options.patience);
                 Error::new(ErrorKind::Unavailable, text)

@@ -8,7 +8,7 @@ use std::time::Duration;
 use pagewire_core::chunk::{ByteRange, PAGE_SIZE};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::{Completion, Info, Part, Read, Sink, Store};
+use crate::store::{Completion, Flush, Info, Part, Read, Sink, Stage, Store};
 
 /// How often, in per cent, each thing happens to a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -104,23 +104,61 @@ impl Store for Chaos {
         }
     }
 
-    fn write(&self, offset: u64, bytes: &[u8], done: Completion) {
+    fn write(&self, ranges: &[ByteRange], bytes: &[u8], done: Completion) {
         match self.fate() {
-            Fate::Good => self.store.write(offset, bytes, done),
+            Fate::Good => self.store.write(ranges, bytes, done),
             Fate::Error => done(Err(on_purpose())),
             Fate::Cut | Fate::Short => {
-                let half = &bytes[..bytes.len() / 2];
-                self.store.write(offset, half, Box::new(|_| done(Err(on_purpose()))));
+                let half = &ranges[..ranges.len() / 2];
+                let bytes = &bytes[..ByteRange::total(half) as usize];
+                self.store.write(half, bytes, Box::new(|_| done(Err(on_purpose()))));
             }
         }
     }
 
-    fn zero(&self, range: ByteRange, done: Completion) {
-        if self.fate() == Fate::Good { self.store.zero(range, done) } else { done(Err(on_purpose())) }
+    fn zero(&self, ranges: &[ByteRange], done: Completion) {
+        if self.fate() == Fate::Good { self.store.zero(ranges, done) } else { done(Err(on_purpose())) }
     }
 
-    fn flush(&self, done: Completion) {
-        if self.fate() == Fate::Good { self.store.flush(done) } else { done(Err(on_purpose())) }
+    fn set_length(&self, length: u64, done: Completion) {
+        if self.fate() == Fate::Good { self.store.set_length(length, done) } else { done(Err(on_purpose())) }
+    }
+
+    fn flush(&self, flush: Flush) {
+        if self.fate() == Fate::Good {
+            return self.store.flush(flush);
+        }
+        // A flush that fails has given up what was staged.
+        let given_up = self.store.discard();
+        (flush.done)(given_up.and(Err(on_purpose().with_retry(false))));
+    }
+
+    fn stage(&self) -> Stage {
+        self.store.stage()
+    }
+
+    fn discard(&self) -> Result<()> {
+        self.store.discard()
+    }
+
+    fn fence(&self) -> Result<Option<u64>> {
+        self.store.fence()
+    }
+
+    fn pin(&self, epoch: Option<u64>) -> Result<Info> {
+        self.store.pin(epoch).map(|info| Info { capabilities: self.info().capabilities, ..info })
+    }
+
+    fn unpin(&self, epoch: u64) {
+        self.store.unpin(epoch);
+    }
+
+    fn newest(&self) -> u64 {
+        self.store.newest()
+    }
+
+    fn changes(&self, since: u64) -> Option<Vec<ByteRange>> {
+        self.store.changes(since)
     }
 
     fn refresh(&self) -> Result<Info> {

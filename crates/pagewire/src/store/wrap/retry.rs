@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use pagewire_core::chunk::ByteRange;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::{Completion, Info, Lent, Part, Read, Sink, Store, Stream, StreamRequest, Urgency};
+use crate::store::{
+    Completion, Flush, Info, Lent, Part, Read, Sink, Stage, Store, Stream, StreamRequest, Urgency,
+};
 
 /// The pause before the first repetition; it doubles from one to the next.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
@@ -79,16 +81,48 @@ impl Store for Retry {
         .submit();
     }
 
-    fn write(&self, offset: u64, bytes: &[u8], done: Completion) {
-        self.inner.store.write(offset, bytes, done);
+    fn write(&self, ranges: &[ByteRange], bytes: &[u8], done: Completion) {
+        self.inner.store.write(ranges, bytes, done);
     }
 
-    fn zero(&self, range: ByteRange, done: Completion) {
-        self.inner.store.zero(range, done);
+    fn zero(&self, ranges: &[ByteRange], done: Completion) {
+        self.inner.store.zero(ranges, done);
     }
 
-    fn flush(&self, done: Completion) {
-        self.inner.store.flush(done);
+    fn set_length(&self, length: u64, done: Completion) {
+        self.inner.store.set_length(length, done);
+    }
+
+    fn flush(&self, flush: Flush) {
+        self.inner.store.flush(flush);
+    }
+
+    fn stage(&self) -> Stage {
+        self.inner.store.stage()
+    }
+
+    fn discard(&self) -> Result<()> {
+        self.inner.store.discard()
+    }
+
+    fn fence(&self) -> Result<Option<u64>> {
+        self.inner.store.fence()
+    }
+
+    fn pin(&self, epoch: Option<u64>) -> Result<Info> {
+        self.inner.store.pin(epoch)
+    }
+
+    fn unpin(&self, epoch: u64) {
+        self.inner.store.unpin(epoch);
+    }
+
+    fn newest(&self) -> u64 {
+        self.inner.store.newest()
+    }
+
+    fn changes(&self, since: u64) -> Option<Vec<ByteRange>> {
+        self.inner.store.changes(since)
     }
 
     fn lend(&self) -> Option<Lent<'_>> {

@@ -18,7 +18,15 @@ pub(crate) struct FakeServer {
 
 /// A region of `length` bytes at epoch 1.
 pub(crate) fn info(length: u64) -> RegionInfo {
-    RegionInfo { id: [7; 16], epoch: 1, length, capacity: length, granularity: 65536, read_only: true }
+    RegionInfo {
+        id: [7; 16],
+        epoch: 1,
+        length,
+        capacity: length,
+        granularity: 65536,
+        read_only: true,
+        commit: false,
+    }
 }
 
 /// What an honest server answers to HELLO.

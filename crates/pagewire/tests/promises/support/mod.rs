@@ -15,7 +15,7 @@ use pagewire::access::serve::{Server, ServerOptions};
 use pagewire::access::uffd::{MapOptions, Mapping};
 use pagewire::address::{PeerAddress, RegionAddress};
 use pagewire::engine::{PullOptions, Region};
-use pagewire::store::{Completion, FileStore, Info, Read, RemoteOptions, Store};
+use pagewire::store::{FileStore, Flush, Info, Read, RemoteOptions, Store};
 use pagewire::{ChunkSize, Error, ErrorKind, PullOrder, Result};
 
 /// Longer than anything here may take: whatever waits as long as this hangs.
@@ -174,8 +174,8 @@ impl Store for Held {
         read.sink.done(Err(Error::new(ErrorKind::Io, "held, and then let go")));
     }
 
-    fn flush(&self, done: Completion) {
-        self.store.flush(done);
+    fn flush(&self, flush: Flush) {
+        self.store.flush(flush);
     }
 
     fn refresh(&self) -> Result<Info> {

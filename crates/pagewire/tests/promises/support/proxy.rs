@@ -16,6 +16,8 @@ pub(crate) struct Weather {
     pub(crate) cuts: usize,
     /// After how many bytes from the server, at most.
     pub(crate) cut_within: u64,
+    /// After how many bytes to the server, at most; 0 is never.
+    pub(crate) cut_up_within: u64,
     /// How long each piece of up to 64 KiB is held back, at most.
     pub(crate) delay: Duration,
 }
@@ -77,14 +79,16 @@ impl Shared {
         // A server that is gone is gone for those behind the proxy, too.
         let Ok(server) = TcpStream::connect(&self.server) else { return };
         let number = self.accepted.fetch_add(1, Ordering::SeqCst);
-        let left = (number < self.weather.cuts).then(|| self.draw(self.weather.cut_within));
+        let Weather { cuts, cut_within, cut_up_within, .. } = self.weather;
+        let left = (number < cuts).then(|| self.draw(cut_within));
+        let left_up = (number < cuts && cut_up_within > 0).then(|| self.draw(cut_up_within));
         for stream in [&client, &server] {
             stream.set_nodelay(true).unwrap();
         }
         let (up, down) = (self.clone(), self.clone());
         self.open.lock().unwrap().push(client.try_clone().unwrap());
         let (client_too, server_too) = (client.try_clone().unwrap(), server.try_clone().unwrap());
-        std::thread::spawn(move || up.pump(client_too, server_too, None));
+        std::thread::spawn(move || up.pump(client_too, server_too, left_up));
         std::thread::spawn(move || down.pump(server, client, left));
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex};
 
 /// Counts reads under way in two generations.
 #[derive(Default)]
-pub(super) struct Gate {
+pub(crate) struct Gate {
     state: Mutex<State>,
     left: Condvar,
 }
@@ -19,14 +19,14 @@ struct State {
 }
 
 /// One read under way.
-pub(super) struct Ticket {
+pub(crate) struct Ticket {
     gate: Arc<Gate>,
     generation: usize,
 }
 
 impl Gate {
     /// A read begins.
-    pub(super) fn enter(self: &Arc<Self>) -> Ticket {
+    pub(crate) fn enter(self: &Arc<Self>) -> Ticket {
         let mut state = self.state.lock().expect("no holder panics");
         let generation = state.generation;
         state.reads[generation] += 1;
@@ -34,7 +34,7 @@ impl Gate {
     }
 
     /// Waits until the reads that are under way now have ended. One thread at a time may wait.
-    pub(super) fn wait(&self) {
+    pub(crate) fn wait(&self) {
         let mut state = self.state.lock().expect("no holder panics");
         let old = state.generation;
         state.generation = 1 - old;

@@ -1,0 +1,181 @@
+//! What each request does.
+
+use std::sync::{Arc, Weak};
+
+use pagewire_core::chunk::{ByteRange, PAGE_SIZE};
+use pagewire_core::wire::{ListReply, MAX_RANGES, OpenMode, RegionInfo, Reply, Request, Role};
+
+use super::outgoing::Outgoing;
+use super::session::Session;
+use super::{Shared, answer, writing};
+use crate::engine::{Pin, Region, Watch};
+use crate::error::{Error, ErrorKind, Result};
+use crate::store::{Info, STAGED, Urgency};
+
+/// How many bytes one READ may ask for. A stream is for more.
+const MAX_READ: u64 = 16 << 20;
+
+/// Answers the request `id`, now or later; an error is told to the peer by the caller.
+pub(super) fn answer_request(
+    shared: &Arc<Shared>,
+    session: &Arc<Session>,
+    role: Role,
+    outgoing: &Arc<Outgoing>,
+    id: u64,
+    request: Request,
+) -> Result<()> {
+    match request {
+        Request::Ping(body) => outgoing.reply(id, &Reply::Pong(body)),
+        Request::List { after } => outgoing.reply(id, &Reply::List(list(shared, &after))),
+        Request::Info { name } => {
+            let info = find(shared, &name)?.refresh()?;
+            outgoing.reply(id, &Reply::Info(shared.to_wire(&info)));
+        }
+        Request::Open { name, mode, resume } => {
+            let region = find(shared, &name)?;
+            let info = region.refresh()?;
+            check_identity(region, &info, resume)?;
+            match mode {
+                OpenMode::Write { token, owner } => {
+                    let leased = writing::open(shared, session, region, token, &owner)?;
+                    outgoing.reply(id, &Reply::Leased(leased));
+                }
+                OpenMode::Read => {
+                    // Before the pin, so that no epoch comes unnoticed between the two.
+                    region.watch(Arc::downgrade(session) as Weak<dyn Watch>);
+                    let pin = match resume {
+                        Some((_, epoch)) => region.pin_epoch(epoch)?,
+                        None => region.pin()?,
+                    };
+                    let info = shared.to_wire(&pin.info());
+                    let handle = session.open(pin, None)?;
+                    outgoing.reply(id, &Reply::Opened { handle, info });
+                }
+            }
+        }
+        Request::Refresh { handle } => {
+            let old = session.pin(handle)?;
+            if old.epoch() == STAGED {
+                return Err(Error::new(ErrorKind::Unsupported, "a writer is at the newest epoch already"));
+            }
+            let region = old.region();
+            region.refresh()?;
+            let pin = region.pin()?;
+            let info = shared.to_wire(&pin.info());
+            session.replace(handle, pin)?;
+            outgoing.reply(id, &Reply::Opened { handle, info });
+        }
+        Request::Close { handle } => {
+            session.close(handle)?;
+            outgoing.reply(id, &Reply::Closed);
+        }
+        Request::Changes { handle, since } => {
+            let (pin, outgoing) = (session.pin(handle)?, outgoing.clone());
+            session.aside(move || {
+                let region = pin.region();
+                let epoch = region.newest();
+                // More ranges than fit are as good as unknown.
+                let ranges = region.changes(since).filter(|ranges| ranges.len() <= MAX_RANGES);
+                outgoing.respond(id, &Reply::Changed { epoch, ranges });
+            })?;
+        }
+        Request::Zero { handle, ranges } => writing::zero(session, outgoing, id, handle, ranges)?,
+        Request::SetLength { handle, length } => writing::set_length(session, outgoing, id, handle, length)?,
+        Request::Flush { handle, number } => writing::flush(shared, session, outgoing, id, handle, number)?,
+        Request::Discard { handle } => writing::discard(session, outgoing, id, handle)?,
+        Request::Read { handle, epoch, ranges } => {
+            let pin = pinned(session, handle, epoch)?;
+            check_ranges(&pin.info(), &ranges)?;
+            if ByteRange::total(&ranges) > MAX_READ {
+                let text = format!("one READ may ask for {MAX_READ} bytes; a STREAM is for more");
+                return Err(Error::new(ErrorKind::Usage, text));
+            }
+            let urgency = if role == Role::Primary { Urgency::Demand } else { Urgency::Background };
+            answer::read(outgoing, id, &pin, ranges.clone(), urgency);
+            // What an application waits for now, nobody needs to be sent again later.
+            session.streams().skip(handle, &ranges);
+        }
+        Request::Stream { handle, epoch, credit, ranges } => {
+            let pin = pinned(session, handle, epoch)?;
+            check_ranges(&pin.info(), &ranges)?;
+            if ByteRange::total(&ranges) > pin.info().length {
+                return Err(Error::new(ErrorKind::Protocol, "the ranges of a STREAM overlap"));
+            }
+            session.streams().begin(id, handle, pin, &ranges, credit)?;
+        }
+        Request::Hello(_) => return Err(Error::new(ErrorKind::Protocol, "a second HELLO")),
+        Request::Unknown(kind) => {
+            let text = format!("{kind:?} is not supported");
+            return Err(Error::new(ErrorKind::Unsupported, text));
+        }
+    }
+    Ok(())
+}
+
+fn find<'a>(shared: &'a Shared, name: &str) -> Result<&'a Arc<Region>> {
+    shared
+        .regions
+        .get(name)
+        .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no region '{name}' here")))
+}
+
+fn list(shared: &Shared, after: &str) -> ListReply {
+    use std::ops::Bound;
+    let mut names = shared.regions.range::<str, _>((Bound::Excluded(after), Bound::Unbounded));
+    let regions = names
+        .by_ref()
+        .take(ListReply::MOST)
+        .map(|(name, region)| (name.clone(), shared.to_wire(&region.info())))
+        .collect();
+    ListReply { regions, more: names.next().is_some() }
+}
+
+/// Whether a session that goes on after a lost connection finds the region that it had.
+fn check_identity(region: &Region, info: &Info, resume: Option<([u8; 16], u64)>) -> Result<()> {
+    match resume {
+        Some((id, _)) if id != *info.id.as_bytes() => {
+            let text = format!("'{}' is another region now: its identity has changed", region.name());
+            Err(Error::new(ErrorKind::Changed, text))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The hold that a read of `epoch` goes by. A writer may read any epoch that there still is.
+fn pinned(session: &Session, handle: u32, epoch: u64) -> Result<Arc<Pin>> {
+    let pin = session.pin(handle)?;
+    if pin.epoch() == epoch {
+        return Ok(pin);
+    }
+    if pin.epoch() == STAGED {
+        return pin.region().pin_epoch(epoch).map(Arc::new);
+    }
+    let text = format!("epoch {epoch} is not the pinned one, {}", pin.epoch());
+    Err(Error::new(ErrorKind::Stale, text))
+}
+
+fn check_ranges(info: &Info, ranges: &[ByteRange]) -> Result<()> {
+    for range in ranges {
+        info.check(*range)?;
+        let ends_well = range.end.is_multiple_of(PAGE_SIZE) || range.end == info.length;
+        if !range.start.is_multiple_of(PAGE_SIZE) || !ends_well || range.is_empty() {
+            return Err(Error::new(ErrorKind::Protocol, format!("bytes {range} are not whole pages")));
+        }
+    }
+    Ok(())
+}
+
+impl Shared {
+    /// What is known of a region, in the words of the protocol.
+    pub(super) fn to_wire(&self, info: &Info) -> RegionInfo {
+        RegionInfo {
+            id: *info.id.as_bytes(),
+            epoch: info.epoch,
+            length: info.length,
+            capacity: info.capacity,
+            granularity: info.granularity,
+            read_only: !info.writable || self.options.read_only,
+            commit: info.capabilities.commit,
+        }
+    }
+}
