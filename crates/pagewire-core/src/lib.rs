@@ -7,7 +7,7 @@
 //! | --- | --- |
 //! | [`chunk`] | where chunks and pages begin and end: all alignment arithmetic |
 //! | [`bitmap`] | which chunks or pages are in a set; one for one owner, one for threads without a lock |
-//! | [`region`] | what of a local copy is present, dirty and staged, and what may happen to it |
+//! | [`push`] | what of a local copy is present, dirty and staged, and what may happen to it |
 //! | [`pull`] | what to pull next and how much of it may be in flight |
 //! | [`epoch`] | which old bytes a reader of a past epoch still sees |
 //! | [`wire`] | what two processes say to each other, as bytes |
@@ -17,5 +17,5 @@ pub mod bitmap;
 pub mod chunk;
 pub mod epoch;
 pub mod pull;
-pub mod region;
+pub mod push;
 pub mod wire;

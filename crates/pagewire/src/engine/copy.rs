@@ -105,9 +105,11 @@ impl LocalCopy for Target {
         self.cannot()
     }
 
-    fn take_dirty(&self, _: u64) -> Result<Vec<ByteRange>> {
-        Ok(Vec::new())
+    fn take_dirty(&self, _: &mut Vec<ByteRange>) -> Result<()> {
+        Ok(())
     }
 
-    fn put_back(&self, _: &[ByteRange]) {}
+    fn count_dirty(&self) -> Result<u64> {
+        Ok(0)
+    }
 }

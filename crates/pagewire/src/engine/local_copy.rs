@@ -1,4 +1,4 @@
-//! The contract of a local copy: what a managed access method fills and, later, writes back.
+//! The contract of a local copy: what a managed access method fills and writes back.
 //!
 //! Each access method implements it for its kind of memory: userfaultfd mappings do in
 //! `access::uffd`, plain memory does here. Pull, push and migration are written against it, once.
@@ -60,15 +60,33 @@ pub trait LocalCopy: Send + Sync {
     /// If part of the range is absent.
     fn read_back(&self, offset: u64, bytes: &mut [u8]) -> Result<()>;
 
-    /// The ranges that were written since they were placed or taken last, at most `pages` pages of
-    /// them; from now on they count as clean. A write that comes meanwhile is in this answer or in
-    /// the next one.
+    /// The same for several ranges: their bytes, one range after the other.
+    ///
+    /// # Errors
+    ///
+    /// As [`LocalCopy::read_back`].
+    fn read_back_ranges(&self, ranges: &[ByteRange], bytes: &mut [u8]) -> Result<()> {
+        let mut rest = bytes;
+        for range in ranges {
+            let (these, behind) = rest.split_at_mut(range.len() as usize);
+            self.read_back(range.start, these)?;
+            rest = behind;
+        }
+        Ok(())
+    }
+
+    /// Appends the ranges that were written since they were placed or taken last, in order; from now on
+    /// they count as clean. A write that comes meanwhile is in this answer or in the next one.
     ///
     /// # Errors
     ///
     /// As [`LocalCopy::place`].
-    fn take_dirty(&self, pages: u64) -> Result<Vec<ByteRange>>;
+    fn take_dirty(&self, ranges: &mut Vec<ByteRange>) -> Result<()>;
 
-    /// Counts ranges as written again: they were taken, and could not be pushed.
-    fn put_back(&self, ranges: &[ByteRange]);
+    /// How many bytes of pages were written since they were placed or taken last.
+    ///
+    /// # Errors
+    ///
+    /// As [`LocalCopy::place`].
+    fn count_dirty(&self) -> Result<u64>;
 }

@@ -3,6 +3,7 @@
 //! - [`region`]: a store with a name, and what its readers of older epochs still see.
 //! - [`local_copy`]: the contract of what is filled: mapped memory, plain memory, later a cache file.
 //! - [`pull`]: fills a local copy: on demand, and in the background.
+//! - [`push`]: writes a local copy back: in the background, and at a flush.
 //! - [`progress`]: counters of a pull that a caller can read and wait for.
 //! - [`copy`]: moves a whole region from one store to another.
 
@@ -10,9 +11,11 @@ pub mod copy;
 pub mod local_copy;
 pub mod progress;
 pub mod pull;
+pub mod push;
 pub mod region;
 
 pub use local_copy::{LocalCopy, PlainMemory};
 pub use progress::Progress;
 pub use pull::{Fault, PullOptions, Puller};
+pub use push::{PushOptions, PushProgress, Pusher};
 pub use region::{Change, Pin, Region, Watch, Writer};

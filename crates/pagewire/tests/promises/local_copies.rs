@@ -38,6 +38,12 @@ fn read_all(local: &dyn LocalCopy, length: usize) -> Vec<u8> {
     bytes
 }
 
+fn take_dirty(local: &PlainMemory) -> Vec<ByteRange> {
+    let mut ranges = Vec::new();
+    local.take_dirty(&mut ranges).unwrap();
+    ranges
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Place(u64, u64, u8),
@@ -45,8 +51,7 @@ enum Step {
     Write(u64, u64, u8),
     Fail(u64, u64),
     Evict(u64, u64),
-    Take(u64),
-    PutBack,
+    Take,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -57,8 +62,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => (pages.clone(), any::<u8>()).prop_map(|((start, count), value)| Step::Write(start, count, value)),
         1 => pages.clone().prop_map(|(start, count)| Step::Fail(start, count)),
         1 => pages.prop_map(|(start, count)| Step::Evict(start, count)),
-        1 => (0u64..8).prop_map(Step::Take),
-        1 => Just(Step::PutBack),
+        1 => Just(Step::Take),
     ];
     proptest::collection::vec(step, 0..50)
 }
@@ -72,7 +76,6 @@ proptest! {
         let local = PlainMemory::new(length);
         let count = length.div_ceil(4096);
         let mut model: Vec<(Option<u8>, bool)> = vec![(None, false); count as usize];
-        let mut taken: Vec<ByteRange> = Vec::new();
         let range = |start: u64, pages: u64| {
             ByteRange::new((start * 4096).min(length), ((start + pages) * 4096).min(length))
         };
@@ -102,13 +105,12 @@ proptest! {
                     let range = range(start, count);
                     local.evict(range).unwrap();
                     model[pages(range)].fill((None, false));
-                    taken.retain(|taken| !taken.overlaps(range));
                 }
-                Step::Take(most) => {
-                    taken = local.take_dirty(most).unwrap();
+                Step::Take => {
                     let dirty = model.iter().filter(|page| page.1).count() as u64;
+                    let taken = take_dirty(&local);
                     let count: u64 = taken.iter().map(|range| range.len().div_ceil(4096)).sum();
-                    prop_assert_eq!(count, dirty.min(most));
+                    prop_assert_eq!(count, dirty);
                     for range in &taken {
                         for page in &mut model[pages(*range)] {
                             prop_assert!(page.1);
@@ -116,13 +118,10 @@ proptest! {
                         }
                     }
                 }
-                Step::PutBack => {
-                    local.put_back(&taken);
-                    for range in taken.drain(..) {
-                        model[pages(range)].iter_mut().for_each(|page| page.1 = true);
-                    }
-                }
             }
+            let dirty = model.iter().enumerate().filter(|(_, page)| page.1);
+            let dirty: u64 = dirty.map(|(number, _)| range(number as u64, 1).len()).sum();
+            prop_assert_eq!(local.count_dirty().unwrap(), dirty);
             for (number, page) in model.iter().enumerate() {
                 let range = range(number as u64, 1);
                 let mut bytes = vec![0x5a; range.len() as usize];
@@ -171,7 +170,7 @@ proptest! {
                 model[range.start as usize..range.end as usize].fill(0);
             }
         }
-        let dirty = local.take_dirty(u64::MAX).unwrap();
+        take_dirty(&local);
         let puller = Puller::start(region.pin().unwrap(), local.clone(), pull(order.clone(), chunk)).unwrap();
         for at in &faults {
             if length > 0 {
@@ -189,8 +188,7 @@ proptest! {
         prop_assert!(done.is_complete());
         prop_assert_eq!(done.chunks, length.div_ceil(chunk));
         prop_assert!(read_all(&*local, model.len()) == model);
-        prop_assert_eq!(local.take_dirty(u64::MAX).unwrap(), vec![], "what is pulled is clean");
-        local.put_back(&dirty);
+        prop_assert_eq!(take_dirty(&local), vec![], "what is pulled is clean");
     }
 }
 
@@ -212,7 +210,7 @@ fn a_chunk_that_is_written_before_it_is_pulled_counts_once_and_completes() {
         model[65536..131_072].fill(5);
         model[4 * 65536..].fill(6);
         assert!(read_all(&*local, bytes.len()) == model);
-        let dirty: u64 = local.take_dirty(u64::MAX).unwrap().iter().map(|range| range.len()).sum();
+        let dirty: u64 = take_dirty(&*local).iter().map(|range| range.len()).sum();
         assert_eq!(dirty, 65536 + 10, "what was written is still to be pushed");
     }
 }

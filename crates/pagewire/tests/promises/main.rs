@@ -17,6 +17,7 @@ mod local_copies;
 mod mappings;
 mod network;
 mod overload;
+mod pushes;
 mod restart;
 mod stores;
 mod writers;

@@ -87,20 +87,33 @@ pub(super) fn flush(
     let (writing, outgoing, shared) = (session.writer(handle)?, outgoing.clone(), shared.clone());
     session.aside(move || {
         let stage = writing.stage.load(Ordering::Acquire);
-        let this = writing.clone();
-        let done = Box::new(move |result: Result<_>| {
-            let reply = match result {
-                Ok(info) => Reply::Flushed(shared.to_wire(&info)),
-                Err(error) => {
-                    // The client writes everything again, to whatever stage the store is at now.
-                    this.stage.store(this.writer.stage().number, Ordering::Release);
-                    Reply::Error(error.to_wire(0))
-                }
-            };
-            outgoing.respond(id, &reply);
-        });
-        writing.writer.flush(Flush { number, stage, done });
+        let flushed = crate::store::wait(|done| writing.writer.flush(Flush { number, stage, done }));
+        let reply = match flushed {
+            Ok(info) => Reply::Flushed(shared.to_wire(&info)),
+            Err(error) => {
+                writing.give_up();
+                // Only a connection that is lost leaves it open what has become of a flush.
+                let kind = match error.kind() {
+                    ErrorKind::Unavailable => ErrorKind::Io,
+                    kind => kind,
+                };
+                Reply::Error(Error::new(kind, error.to_string()).with_retry(error.can_retry()).to_wire(0))
+            }
+        };
+        outgoing.respond(id, &reply);
     })
+}
+
+impl Writing {
+    /// A flush has failed: the client writes everything again, to whatever stage the store is at now.
+    fn give_up(&self) {
+        match self.writer.discard() {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::Unsupported => {}
+            Err(error) => tracing::debug!(%error, "what was staged may still be"),
+        }
+        self.stage.store(self.writer.stage().number, Ordering::Release);
+    }
 }
 
 /// Tells the peer that its request was carried out.

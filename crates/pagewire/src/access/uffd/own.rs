@@ -87,10 +87,12 @@ impl LocalCopy for OwnMemory {
         self.memory.mapping().copy_out(offset as usize, bytes).map_err(failed)
     }
 
-    fn take_dirty(&self, _: u64) -> Result<Vec<ByteRange>> {
+    fn take_dirty(&self, _: &mut Vec<ByteRange>) -> Result<()> {
         // It cannot be written to.
-        Ok(Vec::new())
+        Ok(())
     }
 
-    fn put_back(&self, _: &[ByteRange]) {}
+    fn count_dirty(&self) -> Result<u64> {
+        Ok(0)
+    }
 }

@@ -132,24 +132,17 @@ impl LocalCopy for PlainMemory {
         Ok(())
     }
 
-    fn take_dirty(&self, pages: u64) -> Result<Vec<ByteRange>> {
+    fn take_dirty(&self, ranges: &mut Vec<ByteRange>) -> Result<()> {
         let mut state = self.state.lock().expect("no holder panics");
-        let mut ranges = Vec::new();
-        let mut left = pages;
-        while left > 0
-            && let Some(run) = state.dirty.take_run(0, left)
-        {
-            left -= run.end - run.start;
-            ranges.push(self.geometry.range_of_pages(run));
-        }
-        Ok(ranges)
+        ranges.extend(state.dirty.runs().map(|run| self.geometry.range_of_pages(run)));
+        state.dirty.clear();
+        Ok(())
     }
 
-    fn put_back(&self, ranges: &[ByteRange]) {
-        let mut state = self.state.lock().expect("no holder panics");
-        for range in ranges {
-            state.dirty.insert_range(self.geometry.pages_touching(*range));
-        }
+    fn count_dirty(&self) -> Result<u64> {
+        let state = self.state.lock().expect("no holder panics");
+        let ranges = state.dirty.runs().map(|run| self.geometry.range_of_pages(run));
+        Ok(ranges.map(|range| range.len()).sum())
     }
 }
 
@@ -165,10 +158,11 @@ mod tests {
         let mut bytes = vec![0; 3 * 4096 + 5];
         copy.read_back(0, &mut bytes).unwrap();
         assert_eq!((bytes[4095], bytes[4096], bytes[8191], bytes[8192]), (1, 9, 9, 1));
-        assert_eq!(copy.take_dirty(9).unwrap(), [ByteRange::new(4096, 8192)]);
-        assert_eq!(copy.take_dirty(9).unwrap(), []);
-        copy.put_back(&[ByteRange::new(4096, 8192)]);
-        assert_eq!(copy.take_dirty(9).unwrap(), [ByteRange::new(4096, 8192)]);
+        assert_eq!(copy.count_dirty().unwrap(), 4096);
+        let mut dirty = Vec::new();
+        copy.take_dirty(&mut dirty).unwrap();
+        copy.take_dirty(&mut dirty).unwrap();
+        assert_eq!(dirty, [ByteRange::new(4096, 8192)], "once");
     }
 
     #[test]

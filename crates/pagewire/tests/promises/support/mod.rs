@@ -1,6 +1,7 @@
 //! What the tests share: regions to serve, and deadlines.
 
 pub(crate) mod fake_server;
+pub(crate) mod fragile;
 pub(crate) mod proxy;
 pub(crate) mod raw;
 pub(crate) mod recorder;

@@ -357,11 +357,13 @@ impl LocalCopy for GuestMemory {
         Err(not_ours("read"))
     }
 
-    fn take_dirty(&self, _: u64) -> Result<Vec<ByteRange>> {
+    fn take_dirty(&self, _: &mut Vec<ByteRange>) -> Result<()> {
         Err(not_ours("track the writes of"))
     }
 
-    fn put_back(&self, _: &[ByteRange]) {}
+    fn count_dirty(&self) -> Result<u64> {
+        Err(not_ours("track the writes of"))
+    }
 }
 
 /// A foreign userfaultfd cannot be given our tracking: the monitor has registered its memory.

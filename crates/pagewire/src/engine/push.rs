@@ -1,0 +1,255 @@
+//! Writing a local copy back: in the background, and as a flush when somebody asks for one.
+//!
+//! One thread does it all, in turns: it collects what was written ([`LocalCopy::take_dirty`]), sends it
+//! in frames of scattered pages, several of them on their way at once ([`send`]), and flushes
+//! ([`worker`]). What is collected goes through core's [`PushState`], which knows what still has to be
+//! pushed whatever fails or is lost on the way.
+//!
+//! A flush takes two round trips where little is written: one for the pages, and one for itself.
+
+mod send;
+mod worker;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use pagewire_core::chunk::{ChunkSize, Geometry};
+use pagewire_core::push::PushState;
+use serde::Serialize;
+
+use super::local_copy::LocalCopy;
+use super::region::Writer;
+use crate::error::{Error, ErrorKind, Result};
+use crate::store::Info;
+
+/// How long to wait at the end for the answers to what is on its way, so that nothing comes after the
+/// lease is given back.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
+/// How a local copy is written back.
+#[derive(Debug, Clone)]
+pub struct PushOptions {
+    /// How often what was written is pushed in the background; none pushes at a flush only.
+    pub interval: Option<Duration>,
+    /// From so many written bytes on it is pushed at once.
+    pub max_dirty: u64,
+    /// How long a flush goes on trying while the store cannot be reached.
+    pub patience: Duration,
+}
+
+impl Default for PushOptions {
+    fn default() -> Self {
+        Self {
+            interval: Some(Duration::from_secs(1)),
+            max_dirty: 64 << 20,
+            patience: Duration::from_secs(30),
+        }
+    }
+}
+
+/// How far the writing back is. Numbers of bytes and of what has happened only grow.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct PushProgress {
+    /// The newest epoch that is known of.
+    pub epoch: u64,
+    /// How many bytes of pages are collected and not pushed.
+    pub dirty_bytes: u64,
+    /// How many bytes of pages are pushed and not flushed.
+    pub staged_bytes: u64,
+    /// How many bytes were pushed.
+    pub pushed_bytes: u64,
+    /// In how many writes.
+    pub pushes: u64,
+    /// How many flushes made an epoch.
+    pub flushes: u64,
+    /// How many writes and flushes failed, and were or will be repeated.
+    pub failures: u64,
+    /// What failed last, if nothing has succeeded since.
+    pub last_error: Option<String>,
+}
+
+/// Writes a local copy back, until it is dropped. What is not flushed then is given up.
+pub struct Pusher {
+    inner: Arc<Inner>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Inner {
+    writer: Writer,
+    local: Arc<dyn LocalCopy>,
+    options: PushOptions,
+    state: Mutex<State>,
+    /// Something has happened: an answer, a request, the end.
+    moved: Condvar,
+    stopping: AtomicBool,
+}
+
+struct State {
+    pages: PushState,
+    length: Lengths,
+    /// The stage that the store was at when the first push of this round was sent.
+    stage: u64,
+    /// The number of the last flush.
+    flushes: u64,
+    in_flight: usize,
+    /// What has failed since anybody looked.
+    failure: Option<Error>,
+    /// Why nothing can be written any more.
+    over: Option<Error>,
+    requests: Vec<Request>,
+    progress: PushProgress,
+}
+
+/// The region's length: as it is now, and what of its way there the store has to be told.
+struct Lengths {
+    now: u64,
+    /// The shortest that it was since the last flush: what is behind is zero where it is longer now.
+    shortest: u64,
+    /// What it was at the last flush.
+    flushed: u64,
+    /// The shortest that it was since the store was told of it, if there is anything to tell.
+    untold: Option<u64>,
+}
+
+impl Lengths {
+    fn is_flushed(&self) -> bool {
+        self.now == self.flushed && self.shortest == self.flushed
+    }
+}
+
+enum Request {
+    Flush(mpsc::SyncSender<Result<Info>>),
+    SetLength(u64, mpsc::SyncSender<Result<()>>),
+}
+
+impl Pusher {
+    /// Begins to write `local` back, of which nothing was written yet. It has room for `capacity` bytes.
+    ///
+    /// # Errors
+    ///
+    /// If a thread cannot be started.
+    pub fn start(
+        writer: Writer,
+        local: Arc<dyn LocalCopy>,
+        capacity: u64,
+        options: PushOptions,
+    ) -> Result<Self> {
+        let stage = writer.stage();
+        let pages = Geometry::new(capacity, ChunkSize::PAGE).page_count();
+        let length = stage.length;
+        let state = State {
+            pages: PushState::new(pages),
+            length: Lengths { now: length, shortest: length, flushed: length, untold: None },
+            stage: stage.number,
+            flushes: stage.flushed,
+            in_flight: 0,
+            failure: None,
+            over: None,
+            requests: Vec::new(),
+            progress: PushProgress { epoch: writer.region().info().epoch, ..PushProgress::default() },
+        };
+        let inner = Arc::new(Inner {
+            writer,
+            local,
+            options,
+            state: Mutex::new(state),
+            moved: Condvar::new(),
+            stopping: AtomicBool::new(false),
+        });
+        let worker = inner.clone();
+        let thread = std::thread::Builder::new()
+            .name("pw-push".into())
+            .spawn(move || worker.run())
+            .map_err(|error| Error::io("cannot start a thread", &error))?;
+        Ok(Self { inner, thread: Some(thread) })
+    }
+
+    /// Returns when everything that was written before the call is durable at the store; the answer is
+    /// what the region is then. Its epoch has grown by one, unless there was nothing to flush.
+    ///
+    /// While the store cannot be reached, it is waited for within the patience.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the store says; everything that was written is then still to be flushed, and a later
+    /// flush does it. [`ErrorKind::Fenced`] once somebody else writes to the region.
+    pub fn flush(&self) -> Result<Info> {
+        self.ask(Request::Flush)
+    }
+
+    /// Changes the region's length, which is part of the next flush.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NoSpace`] past the capacity; whatever the store says.
+    pub fn set_length(&self, length: u64) -> Result<()> {
+        self.ask(|answer| Request::SetLength(length, answer))
+    }
+
+    /// The region's length as it is now.
+    pub fn length(&self) -> u64 {
+        self.inner.lock().length.now
+    }
+
+    /// How far the writing back is.
+    pub fn progress(&self) -> PushProgress {
+        let state = self.inner.lock();
+        let bytes = |pages: u64| pages * ChunkSize::PAGE.bytes();
+        PushProgress {
+            dirty_bytes: bytes(state.pages.dirty().count() + state.pages.pushing().count()),
+            staged_bytes: bytes(state.pages.staged().count()),
+            ..state.progress.clone()
+        }
+    }
+
+    fn ask<T>(&self, request: impl FnOnce(mpsc::SyncSender<Result<T>>) -> Request) -> Result<T> {
+        let (sender, answer) = mpsc::sync_channel(1);
+        self.inner.lock().requests.push(request(sender));
+        self.inner.moved.notify_all();
+        answer.recv().unwrap_or_else(|_| Err(closed()))
+    }
+}
+
+impl Drop for Pusher {
+    fn drop(&mut self) {
+        self.inner.stopping.store(true, Ordering::Release);
+        drop(self.inner.lock());
+        self.inner.moved.notify_all();
+        if let Some(thread) = self.thread.take() {
+            // One that has panicked has stopped, too.
+            let _ = thread.join();
+        }
+        let deadline = Instant::now() + LAST_ANSWERS;
+        let mut state = self.inner.lock();
+        while state.in_flight > 0 && Instant::now() < deadline {
+            state = self.inner.wait(state, Some(deadline));
+        }
+    }
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no holder panics")
+    }
+
+    /// Waits until something happens, or `deadline`.
+    fn wait<'a>(&self, state: MutexGuard<'a, State>, deadline: Option<Instant>) -> MutexGuard<'a, State> {
+        match deadline {
+            None => self.moved.wait(state).expect("no holder panics"),
+            Some(deadline) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                self.moved.wait_timeout(state, left).expect("no holder panics").0
+            }
+        }
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+}
+
+fn closed() -> Error {
+    Error::new(ErrorKind::Cancelled, "the region was closed")
+}

@@ -1,0 +1,222 @@
+//! The thread that pushes: what it does when, and the flush.
+
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use std::time::{Duration, Instant};
+
+use pagewire_core::chunk::{ByteRange, PAGE_SIZE};
+
+use super::send::Patience;
+use super::{Inner, Request, closed};
+use crate::error::{Error, ErrorKind, Result};
+use crate::store::{Flush, Info};
+
+/// How often to look how much was written, where the interval is longer.
+const LOOK: Duration = Duration::from_millis(100);
+
+impl Inner {
+    /// The life of the thread.
+    pub(super) fn run(self: Arc<Self>) {
+        crate::schedule::bulk();
+        let mut ranges = Vec::new();
+        let mut pushed = Instant::now();
+        let mut quiet = true;
+        while !self.is_stopping() {
+            let requests = self.next_requests(pushed);
+            if requests.is_empty() {
+                if !self.is_due(pushed) {
+                    continue;
+                }
+                let result = self.push_in_background(&mut ranges);
+                self.tell(&result, &mut quiet);
+                pushed = Instant::now();
+            } else {
+                self.carry_out(requests, &mut ranges);
+            }
+        }
+        self.refuse(&closed());
+    }
+
+    /// Waits for requests, or until it is time to look at the local copy.
+    fn next_requests(&self, pushed: Instant) -> Vec<Request> {
+        let deadline = self.options.interval.map(|interval| (pushed + interval).min(Instant::now() + LOOK));
+        let mut state = self.lock();
+        loop {
+            let late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
+            if !state.requests.is_empty() || self.is_stopping() || late {
+                return std::mem::take(&mut state.requests);
+            }
+            state = self.wait(state, deadline);
+        }
+    }
+
+    /// Whether the background push is due.
+    fn is_due(&self, pushed: Instant) -> bool {
+        let Some(interval) = self.options.interval.filter(|_| !self.is_stopping()) else { return false };
+        if self.lock().over.is_some() {
+            return false;
+        }
+        pushed.elapsed() >= interval
+            || self.local.count_dirty().is_ok_and(|bytes| bytes >= self.options.max_dirty)
+    }
+
+    fn push_in_background(self: &Arc<Self>, ranges: &mut Vec<ByteRange>) -> Result<()> {
+        self.collect(ranges)?;
+        // What fails is tried again after the next interval.
+        self.push(&mut Patience::new(Duration::ZERO))
+    }
+
+    /// Says what the background push runs into, once.
+    fn tell(&self, result: &Result<()>, quiet: &mut bool) {
+        let region = self.writer.region().name();
+        match result {
+            Ok(()) => {
+                if !std::mem::replace(quiet, true) {
+                    tracing::info!(region, "what was written is pushed again");
+                }
+                self.lock().progress.last_error = None;
+            }
+            Err(error) if error.kind() == ErrorKind::Cancelled => {}
+            Err(error) if error.kind() == ErrorKind::Fenced => {
+                tracing::error!(region, %error, "what was written since the last flush is lost");
+            }
+            Err(error) => {
+                if std::mem::replace(quiet, false) {
+                    tracing::warn!(region, %error, "cannot push what was written; it is tried again");
+                }
+            }
+        }
+    }
+
+    /// Carries out requests in their order. Flushes that come together are one.
+    fn carry_out(self: &Arc<Self>, requests: Vec<Request>, ranges: &mut Vec<ByteRange>) {
+        let mut requests = requests.into_iter().peekable();
+        let mut flushes = Vec::new();
+        while let Some(request) = requests.next() {
+            match request {
+                Request::Flush(answer) => flushes.push(answer),
+                Request::SetLength(length, answer) => reply(&answer, self.set_length(length, ranges)),
+            }
+            if !flushes.is_empty() && !matches!(requests.peek(), Some(Request::Flush(_))) {
+                let result = self.flush(ranges);
+                flushes.drain(..).for_each(|answer| reply(&answer, result.clone()));
+            }
+        }
+    }
+
+    fn refuse(&self, error: &Error) {
+        for request in std::mem::take(&mut self.lock().requests) {
+            match request {
+                Request::Flush(answer) => reply(&answer, Err(error.clone())),
+                Request::SetLength(_, answer) => reply(&answer, Err(error.clone())),
+            }
+        }
+    }
+
+    fn set_length(self: &Arc<Self>, length: u64, ranges: &mut Vec<ByteRange>) -> Result<()> {
+        let capacity = self.writer.region().info().capacity;
+        if length > capacity {
+            return Err(crate::store::too_long(length, capacity));
+        }
+        // What was written by now belongs to the length by now; and nothing may be on its way.
+        self.collect(ranges)?;
+        let mut state = self.lock();
+        while state.in_flight > 0 {
+            state = self.wait(state, None);
+        }
+        let end = state.pages.dirty().len();
+        if length < state.length.now {
+            state.pages.forget(length.div_ceil(PAGE_SIZE)..end);
+        }
+        state.length.now = length;
+        state.length.shortest = state.length.shortest.min(length);
+        state.length.untold = Some(state.length.untold.unwrap_or(length).min(length));
+        Ok(())
+    }
+
+    fn flush(self: &Arc<Self>, ranges: &mut Vec<ByteRange>) -> Result<Info> {
+        let mut patience = Patience::new(self.options.patience);
+        self.collect(ranges)?;
+        loop {
+            self.push(&mut patience)?;
+            if let Some(info) = self.commit(&mut patience)? {
+                return Ok(info);
+            }
+        }
+    }
+
+    /// Flushes what is staged. None where the store has lost it, so that it has to be pushed again.
+    fn commit(self: &Arc<Self>, patience: &mut Patience) -> Result<Option<Info>> {
+        let (set, number, stage, lengths) = {
+            let mut state = self.lock();
+            self.look_at_stage(&mut state);
+            if !state.pages.is_pushed() || state.length.untold.is_some() {
+                return Ok(None);
+            }
+            if state.pages.is_clean() && state.length.is_flushed() {
+                return Ok(Some(self.writer.region().info()));
+            }
+            state.flushes = state.flushes.max(self.writer.stage().flushed) + 1;
+            let set = state.pages.begin_flush().expect("one thread flushes");
+            (set, state.flushes, state.stage, state.length.now)
+        };
+        loop {
+            let result = self.wait_for(|done| self.writer.flush(Flush { number, stage, done }));
+            let mut state = self.lock();
+            let error = match result {
+                Ok(info) => {
+                    let _done = state.pages.end_flush(set, true);
+                    state.flushed(lengths, info.epoch);
+                    return Ok(Some(info));
+                }
+                Err(error) => error,
+            };
+            state.failed(error.clone());
+            state.failure = None;
+            if error.kind() != ErrorKind::Unavailable {
+                // The store has given up what was staged.
+                let _done = state.pages.end_flush(set, false);
+                state.lost();
+                return Err(error);
+            }
+            drop(state);
+            // The connection is lost: what has become of the flush is known when it is there again.
+            let go_on = patience.after(&error);
+            if let Some(pause) = go_on {
+                self.pause(pause)?;
+            }
+            let now = self.writer.stage();
+            if now.number == stage && go_on.is_some() {
+                continue;
+            }
+            let mut state = self.lock();
+            state.stage = now.number;
+            if now.number != stage && now.flushed >= number {
+                let _done = state.pages.end_flush(set, true);
+                let info = self.writer.region().info();
+                state.flushed(lengths, info.epoch);
+                state.lost();
+                return Ok(Some(info));
+            }
+            let _done = state.pages.end_flush(set, false);
+            state.lost();
+            return if go_on.is_some() { Ok(None) } else { Err(error) };
+        }
+    }
+}
+
+fn reply<T>(answer: &SyncSender<Result<T>>, result: Result<T>) {
+    // Who does not wait for it any more needs no word.
+    let _ = answer.try_send(result);
+}
+
+impl super::State {
+    /// A flush is done, of a region that had this length.
+    fn flushed(&mut self, length: u64, epoch: u64) {
+        self.length.flushed = length;
+        self.length.shortest = self.length.now;
+        self.progress.flushes += 1;
+        self.progress.epoch = epoch;
+        self.progress.last_error = None;
+    }
+}
