@@ -2,6 +2,7 @@
 //!
 //! # Layout
 //!
+//! - [`bench`](mod@bench): what the benchmarks share.
 //! - [`link`](mod@link): a link between two network namespaces with a true round-trip time.
 //! - [`limits`]: what the bare system calls reach on this machine: the baselines.
 //! - [`server`]: a Pagewire server in a process of its own.
@@ -9,9 +10,11 @@
 //! - [`scatter`]: offsets that no readahead foresees.
 //! - `child`: this very program, started again as a server.
 //!
-//! The benchmarks are in `benches`: `cargo bench -p pagewire-study --bench read_path`.
+//! The benchmarks are in `benches`: `cargo bench -p pagewire-study --bench read_path`,
+//! and `write_path`.
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod limits;
 pub mod link;
 pub mod scatter;

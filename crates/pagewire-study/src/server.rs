@@ -16,6 +16,9 @@ use crate::usage::Memory;
 /// The hidden argument.
 const ROLE: &str = "--pagewire-study-server";
 
+/// The argument that lets clients write.
+const WRITABLE: &str = "writable";
+
 /// The region's name.
 const REGION: &str = "region";
 
@@ -24,15 +27,15 @@ const REGION: &str = "region";
 pub fn serve_if_asked() {
     if let Some(arguments) = child::arguments_of(ROLE) {
         child::run(|| match arguments.as_slice() {
-            [file, address] => serve(Path::new(file), &address.to_string_lossy()),
+            [file, address, mode] => serve(Path::new(file), &address.to_string_lossy(), mode == WRITABLE),
             _ => Err(io::ErrorKind::InvalidInput.into()),
         });
     }
 }
 
-fn serve(file: &Path, address: &str) -> io::Result<()> {
+fn serve(file: &Path, address: &str, writable: bool) -> io::Result<()> {
     let address: PeerAddress = address.parse().map_err(io::Error::other)?;
-    let store = FileStore::open(file, None, false).map_err(io::Error::other)?;
+    let store = FileStore::open(file, None, writable).map_err(io::Error::other)?;
     let region = Region::new(REGION, std::sync::Arc::new(store)).map_err(io::Error::other)?;
     let server = Server::new([region], ServerOptions::default()).map_err(io::Error::other)?;
     let bound = server.listen(&address).map_err(io::Error::other)?;
@@ -56,8 +59,30 @@ impl ServerProcess {
         host: std::net::Ipv4Addr,
         namespace: Option<&NetNamespace>,
     ) -> io::Result<Self> {
+        Self::start_as("read-only", file, host, namespace)
+    }
+
+    /// The same for clients that write.
+    ///
+    /// # Errors
+    ///
+    /// As [`ServerProcess::start`].
+    pub fn start_writable(
+        file: &Path,
+        host: std::net::Ipv4Addr,
+        namespace: Option<&NetNamespace>,
+    ) -> io::Result<Self> {
+        Self::start_as(WRITABLE, file, host, namespace)
+    }
+
+    fn start_as(
+        mode: &str,
+        file: &Path,
+        host: std::net::Ipv4Addr,
+        namespace: Option<&NetNamespace>,
+    ) -> io::Result<Self> {
         let (file, address) = (PathBuf::from(file), format!("pw://{host}:0"));
-        let child = Child::start(ROLE, &[file.as_os_str(), address.as_ref()], namespace)?;
+        let child = Child::start(ROLE, &[file.as_os_str(), address.as_ref(), mode.as_ref()], namespace)?;
         Ok(Self { child })
     }
 

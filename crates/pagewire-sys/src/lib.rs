@@ -24,6 +24,7 @@
 //! - [`uffd`]: userfaultfd: who faults, and placing pages
 //! - [`pagemap`]: which pages were written, by `PAGEMAP_SCAN`
 //! - [`pulled`]: memory that is read as a slice while it is being filled
+//! - [`tracked`]: memory that a program writes while it is being filled, and which of its pages were written
 //! - [`socket`]: vectored and zero-copy sending, options, passing descriptors
 //! - [`file`](mod@file): holes, locks, reads that do not wait, identity
 //! - [`event`], [`signals`], [`thread`]: eventfd, pidfd, poll, signalfd, scheduling of the calling thread
@@ -44,8 +45,10 @@ pub mod socket;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 pub mod thread;
+pub mod tracked;
 pub mod uffd;
 
+mod gate;
 mod syscall;
 
 /// Bytes of a base page: the unit of faults and of change tracking.

@@ -6,10 +6,17 @@
 //! ([`Mapping::as_slice`]).
 
 use std::io;
+use std::ops::Range;
 use std::ptr::{self, NonNull};
 
+#[cfg(feature = "sqlite")]
+use crate::gate::Lent;
+use crate::gate::{Gate, Write};
 use crate::syscall::{check, invalid};
 use crate::{HUGE_PAGE_SIZE, PAGE_SIZE};
+
+/// Ranges that one process_vm call takes: the kernel's `UIO_MAXIOV`.
+const RANGES_PER_CALL: usize = 1024;
 
 /// What programs may do with a mapping. userfaultfd places pages in either.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,12 +40,14 @@ pub struct Mapping {
     len: usize,
     protection: Protection,
     huge: bool,
+    /// Who may write by safe calls.
+    gate: Gate,
 }
 
 // SAFETY: a Mapping gives safe code no access to its bytes but through the kernel, which orders such accesses
 // itself; the unsafe `as_slice` has its caller promise that nobody writes.
 unsafe impl Send for Mapping {}
-// SAFETY: as for Send; no method changes the fields.
+// SAFETY: as for Send; no method changes the fields but the gate, which is atomic.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
@@ -57,7 +66,13 @@ impl Mapping {
         let len =
             len.checked_next_multiple_of(page_size).ok_or_else(|| invalid("mapping length overflows"))?;
         if len == 0 {
-            return Ok(Mapping { address: NonNull::dangling(), len, protection, huge });
+            return Ok(Mapping {
+                address: NonNull::dangling(),
+                len,
+                protection,
+                huge,
+                gate: Gate::default(),
+            });
         }
         let access = match protection {
             Protection::Read => libc::PROT_READ,
@@ -71,7 +86,7 @@ impl Mapping {
             return Err(io::Error::last_os_error());
         }
         let address = NonNull::new(address.cast::<u8>()).ok_or_else(|| invalid("mapped at address zero"))?;
-        let mapping = Mapping { address, len, protection, huge };
+        let mapping = Mapping { address, len, protection, huge, gate: Gate::default() };
         mapping.advise(libc::MADV_DONTFORK)?;
         if !huge {
             match mapping.advise(libc::MADV_NOHUGEPAGE) {
@@ -114,6 +129,9 @@ impl Mapping {
     }
 
     /// The first byte, for programs that write (with [`Protection::ReadWrite`]).
+    ///
+    /// Who dereferences it makes sure that these accesses do not race: neither with other programs' nor with
+    /// those of an SQLite database that writes this memory (`sqlite::WritableDatabase`).
     pub fn as_mut_ptr(&self) -> *mut u8 {
         self.address.as_ptr()
     }
@@ -124,9 +142,10 @@ impl Mapping {
     /// # Safety
     ///
     /// While the slice lives nobody writes these bytes or discards their pages: not through
-    /// [`Mapping::as_mut_ptr`], [`Mapping::copy_in`], [`Mapping::discard_shared`], nor another process. The one
-    /// exception is the first placement of an absent page by userfaultfd: until it is done nobody can have read the
-    /// page, so that no reader can observe it as a change.
+    /// [`Mapping::as_mut_ptr`], [`Mapping::copy_in`], [`Mapping::discard_shared`], what a
+    /// [`TrackedMapping`](crate::tracked::TrackedMapping) or a database in it offers, nor another process.
+    /// The one exception is the first placement of an absent page by userfaultfd: until it is done nobody can
+    /// have read the page, so that no reader can observe it as a change.
     ///
     /// # Panics
     ///
@@ -197,18 +216,71 @@ impl Mapping {
         Ok(())
     }
 
+    /// Copies the bytes of many ranges out, one after the other into the buffer: [`Mapping::copy_out`] with
+    /// one call to the kernel for up to 1024 ranges.
+    ///
+    /// # Errors
+    ///
+    /// As [`Mapping::copy_out`]; invalid input when the buffer has not the length of the ranges together.
+    pub fn copy_out_ranges(&self, ranges: &[Range<usize>], buffer: &mut [u8]) -> io::Result<()> {
+        let mut total = 0usize;
+        for range in ranges {
+            let len =
+                range.end.checked_sub(range.start).ok_or_else(|| invalid("range ends before it starts"))?;
+            self.range_address(range.start, len).ok_or_else(|| invalid("range outside of the mapping"))?;
+            total = total.checked_add(len).ok_or_else(|| invalid("ranges overflow"))?;
+        }
+        if total != buffer.len() {
+            return Err(invalid("the buffer has not the length of the ranges"));
+        }
+        let mut ranges = ranges.iter().filter(|range| !range.is_empty()).cloned();
+        let mut remote: Vec<libc::iovec> = Vec::new();
+        // Index of the first range in `remote` that is not done.
+        let mut next = 0;
+        let mut done = 0;
+        while done < buffer.len() {
+            if next == remote.len() {
+                let more = ranges.by_ref().take(RANGES_PER_CALL);
+                remote.clear();
+                remote.extend(more.map(|range| self.remote(range.start, range.len())));
+                next = 0;
+            }
+            let wanted: usize = remote[next..].iter().map(|range| range.iov_len).sum();
+            let rest = &mut buffer[done..done + wanted];
+            let local = libc::iovec { iov_base: rest.as_mut_ptr().cast(), iov_len: rest.len() };
+            let count = (remote.len() - next) as libc::c_ulong;
+            // SAFETY: the kernel writes only `rest`, which is borrowed mutably, and checks the other ranges
+            // itself.
+            let moved = transferred(unsafe {
+                libc::process_vm_readv(own_pid(), &local, 1, remote[next..].as_ptr(), count, 0)
+            })?;
+            done += moved;
+            let mut moved = moved;
+            while moved > 0 {
+                let first = &mut remote[next];
+                let part = moved.min(first.iov_len);
+                first.iov_base = first.iov_base.wrapping_byte_add(part);
+                first.iov_len -= part;
+                moved -= part;
+                next += usize::from(first.iov_len == 0);
+            }
+        }
+        Ok(())
+    }
+
     /// Copies bytes into the mapping, in the same way as [`Mapping::copy_out`] and for the same reasons. For
     /// change tracking this is a write as any other.
     ///
     /// # Errors
     ///
-    /// Permission denied for a [`Protection::Read`] mapping; invalid input outside of it; `EFAULT` for poison.
-    /// A part is then written.
+    /// Permission denied for a [`Protection::Read`] mapping; busy while it is lent to a database that writes
+    /// it; invalid input outside of it; `EFAULT` for poison. A part is then written.
     pub fn copy_in(&self, offset: usize, bytes: &[u8]) -> io::Result<()> {
         self.range_address(offset, bytes.len()).ok_or_else(|| invalid("range outside of the mapping"))?;
         if self.protection == Protection::Read {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
+        let _write = self.gate.write()?;
         let mut done = 0;
         while done < bytes.len() {
             let rest = &bytes[done..];
@@ -219,6 +291,22 @@ impl Mapping {
             done += transferred(unsafe { libc::process_vm_writev(own_pid(), &local, 1, &remote, 1, 0) })?;
         }
         Ok(())
+    }
+
+    /// Begins a change of bytes by somebody who is not lent the mapping; an error while it is lent.
+    pub(crate) fn begin_write(&self) -> io::Result<Write<'_>> {
+        self.gate.write()
+    }
+
+    /// Whether atomics of the bytes may be handed out, from now on for as long as the mapping lives.
+    pub(crate) fn hand_out_atomics(&self) -> bool {
+        self.protection == Protection::ReadWrite && self.gate.hand_out_atomics()
+    }
+
+    /// Lends the bytes: until the answer is dropped no safe call changes bytes that are present.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn lend(&self) -> io::Result<Lent<'_>> {
+        self.gate.lend()
     }
 
     fn remote(&self, offset: usize, len: usize) -> libc::iovec {

@@ -14,8 +14,22 @@ use crate::syscall::{invalid, ioctl};
 
 const PAGEMAP_SCAN: libc::Ioctl = libc::_IOWR::<raw::pm_scan_arg>(b'f' as u32, 16);
 
-/// Regions that one ioctl returns: 12 KiB of them, more than which does not make the scan any faster.
+/// Regions that one ioctl returns: as many as the kernel gathers before it writes them out. It may not be
+/// given more: Linux 6.18 then answers a `walk_end` from before its last gathering, so that the pages behind
+/// it are scanned and reported twice.
 const REGIONS_PER_CALL: usize = 512;
+
+/// Room for the regions of one ioctl, for those who scan again and again.
+#[derive(Debug)]
+pub(crate) struct ScanRoom(Box<[raw::page_region]>);
+
+impl ScanRoom {
+    pub(crate) fn new() -> ScanRoom {
+        ScanRoom(vec![EMPTY_REGION; REGIONS_PER_CALL].into_boxed_slice())
+    }
+}
+
+const EMPTY_REGION: raw::page_region = raw::page_region { start: 0, end: 0, categories: 0 };
 
 /// A set of the kernel's page categories.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -85,6 +99,8 @@ impl ScanQuery {
     ///
     /// Absent pages and untouched zero pages do not match, though the kernel counts both as written: armed, an
     /// absent page could neither be zeroed nor poisoned any more, and who touches it would wait for ever.
+    /// Poisoned pages do match until they are armed ([`ScanQuery::poisoned`]): to the kernel they are swapped
+    /// out.
     pub fn written(rearm: bool) -> ScanQuery {
         ScanQuery {
             all_of: Categories::WRITTEN.union(Categories::ZERO),
@@ -94,6 +110,13 @@ impl ScanQuery {
             write_protect: rearm,
             check_tracked: rearm,
         }
+    }
+
+    /// Arms pages that were just poisoned, so that they do not count as written; they stay poisoned, and can
+    /// be healed. Of pages that are really swapped out it would forget that they were written.
+    pub fn poisoned() -> ScanQuery {
+        let marked = Categories::WRITTEN.union(Categories::SWAPPED);
+        ScanQuery { all_of: marked, write_protect: true, check_tracked: true, ..ScanQuery::default() }
     }
 
     /// Pages that are not absent.
@@ -138,7 +161,28 @@ impl PagemapScan {
     /// found (and armed) before.
     pub fn scan(&self, range: Range<u64>, query: ScanQuery, out: &mut Vec<PageRegion>) -> io::Result<u64> {
         let known = out.len();
-        let mut found = [raw::page_region { start: 0, end: 0, categories: 0 }; REGIONS_PER_CALL];
+        let mut found = [EMPTY_REGION; REGIONS_PER_CALL];
+        self.scan_into(&mut found, range, query, |region| append(out, known, region))
+    }
+
+    /// Calls `each` for the addresses of every run of matching pages, in order. One run may come in pieces.
+    pub(crate) fn scan_runs(
+        &self,
+        room: &mut ScanRoom,
+        range: Range<u64>,
+        query: ScanQuery,
+        mut each: impl FnMut(Range<u64>),
+    ) -> io::Result<()> {
+        self.scan_into(&mut room.0, range, query, |region| each(region.start..region.end)).map(drop)
+    }
+
+    fn scan_into(
+        &self,
+        found: &mut [raw::page_region],
+        range: Range<u64>,
+        query: ScanQuery,
+        mut each: impl FnMut(&raw::page_region),
+    ) -> io::Result<u64> {
         let flag = |on: bool, bit: u32| if on { u64::from(bit) } else { 0 };
         let flags = flag(query.write_protect, raw::PM_SCAN_WP_MATCHING)
             | flag(query.check_tracked, raw::PM_SCAN_CHECK_WPASYNC);
@@ -158,11 +202,12 @@ impl PagemapScan {
                 category_anyof_mask: query.any_of.0,
                 return_mask: query.returned.0,
             };
-            // SAFETY: the file is a pagemap. The kernel writes the argument and at most `vec_len` regions to `found`,
-            // a local. Write-protecting pages of a range under asynchronous tracking changes no byte of it.
+            // SAFETY: the file is a pagemap. The kernel writes the argument and at most `vec_len` regions to
+            // `found`, which is borrowed mutably. Write-protecting pages of a range under asynchronous
+            // tracking changes no byte of it.
             let count = unsafe { ioctl(&self.pagemap, PAGEMAP_SCAN, &mut argument) }?;
             for region in &found[..count as usize] {
-                append(out, known, region);
+                each(region);
             }
             if argument.walk_end <= at {
                 return Err(invalid("the scan of a page table made no progress"));

@@ -11,7 +11,7 @@ use crate::uffd::{Features, OpenFlags, RegisterModes, Uffd};
 /// Its bytes are a `&[u8]`, although they are not there yet when it is made: a page that is absent
 /// cannot have been read by anybody (who tries waits), and a page that is present never changes,
 /// since the mapping is read-only and private to this process, placement refuses present pages
-/// (`EEXIST`), and no safe function discards pages of a shared mapping.
+/// (`EEXIST`), and no safe function discards pages while the bytes are lent.
 #[derive(Debug)]
 pub struct PulledMapping {
     // Unmapped first, then the descriptor is closed: in the other order, a thread that waits for a
@@ -49,10 +49,20 @@ impl PulledMapping {
     pub fn bytes(&self) -> &[u8] {
         // SAFETY: nobody writes these bytes: the mapping is private and was mapped read-only, so no
         // pointer into it can be written through; `copy_in` refuses read-only mappings; the
-        // functions that discard pages under a shared reference are unsafe, and `discard` would
-        // need the mapping mutably, which this type does not give away. What is left is the first
-        // placement of a page.
+        // functions that discard pages under a shared reference are unsafe, and `discard` needs
+        // `self` mutably, which no slice outlives; the mapping itself is not given away mutably.
+        // What is left is the first placement of a page.
         unsafe { self.mapping.as_slice(self.len) }
+    }
+
+    /// Makes whole pages absent again: they fault anew. That this needs `&mut self` shows that nobody
+    /// holds the bytes.
+    ///
+    /// # Errors
+    ///
+    /// As [`Mapping::discard`].
+    pub fn discard(&mut self, offset: usize, len: usize) -> io::Result<()> {
+        self.mapping.discard(offset, len)
     }
 
     /// How many bytes there are.
@@ -127,6 +137,18 @@ mod tests {
             std::thread::sleep(std::time::Duration::from_millis(20));
             assert_eq!(pulled.bytes()[0], 7);
         });
+    }
+
+    #[test]
+    fn discarded_pages_are_filled_anew() {
+        let mut pulled = PulledMapping::new(2 * 4096, Features::NONE, false).expect("userfaultfd");
+        let base = pulled.mapping().address();
+        pulled.uffd().copy_all(base, &[1; 2 * 4096], CopyMode::default()).expect("copy");
+        assert_eq!(pulled.bytes()[4096], 1);
+        pulled.discard(4096, 4096).expect("discard");
+        assert!(pulled.discard(1, 4096).is_err() && pulled.discard(4096, 2 * 4096).is_err());
+        pulled.uffd().copy_all(base, &[2; 2 * 4096], CopyMode::default()).expect("copy");
+        assert_eq!((pulled.bytes()[4095], pulled.bytes()[4096]), (1, 2));
     }
 
     #[test]

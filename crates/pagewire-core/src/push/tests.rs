@@ -190,6 +190,10 @@ fn take(state: &mut PushState, most: u64) -> Batch {
     state.take(most).expect("there are dirty pages")
 }
 
+fn pages(batch: &Batch) -> Vec<u64> {
+    batch.pages().iter().cloned().flatten().collect()
+}
+
 #[test]
 fn a_page_written_while_it_is_pushed_is_pushed_again_afterwards() {
     let mut state = PushState::new(10);
@@ -199,7 +203,7 @@ fn a_page_written_while_it_is_pushed_is_pushed_again_afterwards() {
     assert!(state.take(10).is_none(), "two pushes of one page must not race");
     state.pushed(first);
     assert!(state.dirty().contains(1) && state.staged().contains(1));
-    assert_eq!(take(&mut state, 10).pages(), [1..2]);
+    assert_eq!(pages(&take(&mut state, 10)), [1]);
 }
 
 #[test]
@@ -208,7 +212,7 @@ fn a_page_that_is_written_all_the_time_does_not_starve_the_others() {
     state.mark(0..4);
     for expected in 0..4 {
         let batch = take(&mut state, 1);
-        assert_eq!(batch.pages(), [expected..expected + 1]);
+        assert_eq!(pages(&batch), [expected]);
         state.pushed(batch);
         state.mark(0..1);
     }

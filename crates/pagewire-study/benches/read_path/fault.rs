@@ -12,9 +12,8 @@ use pagewire_study::limits::{self, FaultLimit};
 use pagewire_study::scatter::{scattered, split_mix};
 use pagewire_study::server::ServerProcess;
 
-use crate::Failure;
 use crate::setup::{SETTLE, Setup, map_options};
-use crate::table::{Row, Target};
+use pagewire_study::bench::{Failure, Row, Target};
 
 /// Faults of a round.
 const FAULTS: usize = 5000;

@@ -11,9 +11,8 @@ use pagewire_study::limits;
 use pagewire_study::server::ServerProcess;
 use pagewire_study::usage::{self, Memory};
 
-use crate::Failure;
 use crate::setup::{Setup, map_options};
-use crate::table::{Row, Target};
+use pagewire_study::bench::{Failure, Row, Target};
 
 const CHUNK: u64 = 64 << 10;
 

@@ -1,4 +1,4 @@
-//! The region file, the machine, and what mappings are opened with.
+//! The region file, and what mappings are opened with.
 
 use std::fs::File;
 use std::io::Write;
@@ -12,8 +12,7 @@ use pagewire::engine::PullOptions;
 use pagewire::{ChunkSize, PullOrder};
 use pagewire_study::scatter::split_mix;
 
-use crate::Failure;
-use crate::options::Options;
+use pagewire_study::bench::{Failure, Options};
 
 /// For threads to come to rest before what is measured.
 pub(crate) const SETTLE: Duration = Duration::from_millis(50);
@@ -77,18 +76,4 @@ impl Setup {
 pub(crate) fn map_options(order: PullOrder, chunk: u64) -> Result<MapOptions, Failure> {
     let pull = PullOptions { order, chunk: ChunkSize::new(chunk)?, ..PullOptions::default() };
     Ok(MapOptions { pull, ..MapOptions::default() })
-}
-
-/// This machine, in a line.
-pub(crate) fn machine() -> String {
-    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let kernel = read("/proc/sys/kernel/osrelease");
-    let (cpu, memory) = (read("/proc/cpuinfo"), read("/proc/meminfo"));
-    let field = |text: &str, name: &str| {
-        let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_default();
-        line.split_once(':').map_or_else(|| "unknown".into(), |(_, value)| value.trim().to_owned())
-    };
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let (model, total) = (field(&cpu, "model name"), field(&memory, "MemTotal"));
-    format!("{cores} cores, {model}, memory {total}, Linux {}", kernel.trim())
 }

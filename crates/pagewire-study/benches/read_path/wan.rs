@@ -11,10 +11,9 @@ use pagewire::store::RemoteOptions;
 use pagewire_study::link::{ADDRESS_A, ADDRESS_B, Link, LinkOptions};
 use pagewire_study::server::ServerProcess;
 
-use crate::Failure;
 use crate::pull::pull;
 use crate::setup::{SETTLE, Setup, map_options};
-use crate::table::{Row, Target};
+use pagewire_study::bench::{Failure, Row, Target};
 
 const ROUND_TRIP: Duration = Duration::from_millis(25);
 

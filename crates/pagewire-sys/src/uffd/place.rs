@@ -6,6 +6,7 @@
 //! page that somebody could have read. What this process registers is [`Mapping`](crate::mapping::Mapping)s only;
 //! in another process it is what that process registered.
 
+use std::cell::RefCell;
 use std::io;
 
 use linux_raw_sys::general as raw;
@@ -89,6 +90,16 @@ impl From<PlaceError> for io::Error {
     }
 }
 
+/// Passes a step on, and what it placed to `placed`.
+fn noted(step: Step, at: usize, len: usize, placed: &mut impl FnMut(usize, usize)) -> Step {
+    match step {
+        Step::Done => placed(at, len),
+        Step::Short { done } if done > 0 => placed(at, done),
+        _ => {}
+    }
+    step
+}
+
 /// Whole ranges: on `Ok` every page is there.
 impl Uffd {
     /// Copies `src` to `dst` so that in the end every page of the range is present, with `src`'s bytes or with those
@@ -116,11 +127,23 @@ impl Uffd {
         mode: CopyMode,
         page_size: usize,
     ) -> Result<(), PlaceError> {
+        self.copy_all_noting(dst, src, mode, page_size, |_, _| {})
+    }
+
+    /// [`Uffd::copy_all_pages`] that calls `placed(at, len)` for what was absent, at the time when it was placed.
+    pub(crate) fn copy_all_noting(
+        &self,
+        dst: usize,
+        src: &[u8],
+        mode: CopyMode,
+        page_size: usize,
+        mut placed: impl FnMut(usize, usize),
+    ) -> Result<(), PlaceError> {
         fill(
             dst,
             src.len(),
             page_size,
-            |at, len| self.copy_once(dst + at, &src[at..at + len], mode),
+            |at, len| noted(self.copy_once(dst + at, &src[at..at + len], mode), at, len, &mut placed),
             // COPY replaces markers, so a page that exists is present.
             |at| if mode.dont_wake { Ok(()) } else { self.wake_some(dst + at, page_size) },
         )
@@ -133,12 +156,28 @@ impl Uffd {
     ///
     /// As [`Uffd::copy_all`].
     pub fn zero_all(&self, dst: usize, len: usize, dont_wake: bool) -> Result<(), PlaceError> {
+        self.zero_all_noting(dst, len, dont_wake, |_, _| {})
+    }
+
+    /// [`Uffd::zero_all`] that calls `placed(at, len)` for what was absent, at the time when it was placed.
+    pub(crate) fn zero_all_noting(
+        &self,
+        dst: usize,
+        len: usize,
+        dont_wake: bool,
+        placed: impl FnMut(usize, usize),
+    ) -> Result<(), PlaceError> {
+        let placed = RefCell::new(placed);
         fill(
             dst,
             len,
             PAGE_SIZE,
-            |at, len| self.zeropage_once(dst + at, len, dont_wake),
-            |at| self.copy_zeroes(dst + at, dont_wake),
+            |at, len| noted(self.zeropage_once(dst + at, len, dont_wake), at, len, &mut *placed.borrow_mut()),
+            |at| {
+                let step = self.copy_zeroes(dst + at, dont_wake)?;
+                noted(step, at, PAGE_SIZE, &mut *placed.borrow_mut());
+                Ok(())
+            },
         )
     }
 
@@ -149,18 +188,31 @@ impl Uffd {
     ///
     /// As [`Uffd::copy_all`].
     pub fn poison_all(&self, dst: usize, len: usize, page_size: usize) -> Result<(), PlaceError> {
+        self.poison_all_noting(dst, len, page_size, |_, _| {})
+    }
+
+    /// [`Uffd::poison_all`] that calls `poisoned(at, len)` for what was absent.
+    pub(crate) fn poison_all_noting(
+        &self,
+        dst: usize,
+        len: usize,
+        page_size: usize,
+        mut poisoned: impl FnMut(usize, usize),
+    ) -> Result<(), PlaceError> {
         fill(
             dst,
             len,
             page_size,
-            |at, len| self.poison_once(dst + at, len),
+            |at, len| noted(self.poison_once(dst + at, len), at, len, &mut poisoned),
             |at| self.wake_some(dst + at, page_size),
         )
     }
 
     /// Over a page that ZEROPAGE says exists: it answers so for markers (poison, write-protection of an absent
     /// page), too, behind which a reader would wait or die. COPY replaces these.
-    fn copy_zeroes(&self, dst: usize, dont_wake: bool) -> Result<(), Stop> {
+    ///
+    /// Answers `Short` of nothing for a page that is present.
+    fn copy_zeroes(&self, dst: usize, dont_wake: bool) -> Result<Step, Stop> {
         let zeroes = [0; PAGE_SIZE];
         // A zero page that nobody wrote counts as clean, so this one should, too, where changes are tracked.
         let mode = CopyMode { write_protect: true, dont_wake };
@@ -172,9 +224,11 @@ impl Uffd {
         };
         match result {
             // A single page is never done in part.
-            Step::Done | Step::Short { .. } => Ok(()),
-            Step::Stopped { why: Stop::Exists } if dont_wake => Ok(()),
-            Step::Stopped { why: Stop::Exists } => self.wake_some(dst, PAGE_SIZE),
+            Step::Done | Step::Short { .. } => Ok(Step::Done),
+            Step::Stopped { why: Stop::Exists } if dont_wake => Ok(Step::Short { done: 0 }),
+            Step::Stopped { why: Stop::Exists } => {
+                self.wake_some(dst, PAGE_SIZE).map(|()| Step::Short { done: 0 })
+            }
             Step::Stopped { why } => Err(why),
         }
     }

@@ -9,5 +9,6 @@ mod socket;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod support;
+mod tracked;
 mod tracking;
 mod uffd;

@@ -3,11 +3,12 @@ use std::os::fd::AsFd;
 
 use pagewire_sys::PAGE_SIZE;
 use pagewire_sys::event::{EventFd, PollItem, poll};
-use pagewire_sys::sqlite::MappedDatabase;
+use pagewire_sys::sqlite::{MappedDatabase, WritableDatabase};
+use pagewire_sys::tracked::{TrackedMapping, Tracking};
 use pagewire_sys::uffd::{CopyMode, Event, EventBuffer, Features, Uffd};
 use rusqlite::Connection;
 
-use crate::support::{MISSING, OnDrop, registered, skipped};
+use crate::support::{MISSING, OnDrop, registered, serving, skipped};
 
 fn database(rows: u32, journal: &str) -> Vec<u8> {
     let directory = tempfile::tempdir().unwrap();
@@ -105,4 +106,121 @@ fn what_is_no_database_is_refused() {
     let database = MappedDatabase::open(cut).unwrap();
     let result = database.query_row("SELECT count(*), max(name) FROM item", (), |row| row.get::<_, u32>(0));
     assert!(result.is_err());
+}
+
+/// The page of a file, filled up with zeroes.
+fn page_of(file: &[u8], offset: usize) -> Vec<u8> {
+    file[offset..file.len().min(offset + PAGE_SIZE)].to_vec()
+}
+
+/// Copies what was written over the file; answers how many pages.
+fn collect(memory: &TrackedMapping, file: &mut [u8]) -> usize {
+    let mut ranges = Vec::new();
+    memory.take_written(&mut ranges).unwrap();
+    for range in &ranges {
+        memory.copy_out(range.start, &mut file[range.clone()]).unwrap();
+    }
+    ranges.iter().map(ExactSizeIterator::len).sum::<usize>() / PAGE_SIZE
+}
+
+#[test]
+fn rows_that_are_changed_in_place_are_found_by_their_pages() {
+    if skipped("userfaultfd") {
+        return;
+    }
+    let file = database(2000, "delete");
+    let counter = |file: &[u8]| u32::from_be_bytes(file[24..28].try_into().unwrap());
+    for tracking in [Tracking::Async, Tracking::Sync, Tracking::Hash] {
+        let memory = TrackedMapping::new(file.len(), Some(tracking), false).unwrap();
+        let mut store = file.clone();
+        serving(
+            &memory,
+            |offset| page_of(&file, offset),
+            || {
+                let database = WritableDatabase::open(&memory, file.len()).unwrap();
+                assert!(name_of(&database, 7).starts_with("item 7 "));
+                assert_eq!(collect(&memory, &mut store), 0, "reading is no writing");
+                for id in [3, 1500] {
+                    database.execute("UPDATE item SET name = 'changed' WHERE id = ?1", [id]).unwrap();
+                }
+                let pages = collect(&memory, &mut store);
+                assert!((3..=8).contains(&pages), "{pages} of {}", file.len() / PAGE_SIZE);
+                assert_eq!(counter(&store), counter(&file) + 2, "the change counter counts transactions");
+
+                // A transaction that is taken back leaves the rows as they were.
+                database.execute_batch("BEGIN; DELETE FROM item; ROLLBACK").unwrap();
+                database.execute("DELETE FROM item WHERE id = 1999", ()).unwrap();
+                database.execute("INSERT INTO item VALUES (5000, 'new')", ()).unwrap();
+                collect(&memory, &mut store);
+            },
+        );
+        let database = MappedDatabase::open(&store).unwrap();
+        let check: String = database.query_row("PRAGMA integrity_check", (), |row| row.get(0)).unwrap();
+        assert_eq!(check, "ok", "{tracking}");
+        let all: u32 = database.query_row("SELECT count(*) FROM item", (), |row| row.get(0)).unwrap();
+        assert_eq!(all, 2000);
+        assert_eq!([3, 1500, 5000].map(|id| name_of(&database, id)), ["changed", "changed", "new"]);
+        assert!(name_of(&database, 1998).starts_with("item 1998 "));
+    }
+}
+
+#[test]
+fn a_database_in_place_cannot_grow() {
+    if skipped("userfaultfd") {
+        return;
+    }
+    let file = database(50, "delete");
+    let memory = TrackedMapping::new(file.len() + 64 * PAGE_SIZE, None, false).unwrap();
+    serving(
+        &memory,
+        |offset| if offset < file.len() { page_of(&file, offset) } else { vec![0; PAGE_SIZE] },
+        || {
+            let grow = "INSERT INTO item SELECT id + 10000, name FROM item";
+            let database = WritableDatabase::open(&memory, file.len()).unwrap();
+            let error = database.execute(grow, ()).unwrap_err();
+            assert!(error.to_string().contains("database or disk is full"), "{error}");
+            let count = |database: &Connection| -> u32 {
+                database.query_row("SELECT count(*) FROM item", (), |row| row.get(0)).unwrap()
+            };
+            assert_eq!(count(&database), 50, "it is as it was");
+            drop(database);
+            // Followed by zeroes it can, into these.
+            let database = WritableDatabase::open(&memory, file.len() + 64 * PAGE_SIZE).unwrap();
+            assert_eq!(database.execute(grow, ()).unwrap(), 50);
+            assert_eq!(count(&database), 100);
+            let check: String = database.query_row("PRAGMA integrity_check", (), |row| row.get(0)).unwrap();
+            assert_eq!(check, "ok");
+        },
+    );
+}
+
+#[test]
+fn nobody_else_writes_the_memory_of_a_database() {
+    if skipped("userfaultfd") {
+        return;
+    }
+    let file = database(50, "delete");
+    let memory = TrackedMapping::new(file.len(), Some(Tracking::Async), true).unwrap();
+    serving(
+        &memory,
+        |offset| page_of(&file, offset),
+        || {
+            let database = WritableDatabase::open(&memory, file.len()).unwrap();
+            let busy =
+                |result: std::io::Result<()>| result.unwrap_err().kind() == std::io::ErrorKind::ResourceBusy;
+            assert!(busy(memory.copy_in(0, &[1])) && busy(memory.mapping().copy_in(0, &[1])));
+            assert!(busy(memory.discard(0, PAGE_SIZE)));
+            assert!(memory.atomic_u8(0).is_none());
+            assert!(WritableDatabase::open(&memory, file.len()).is_err());
+            database.execute("UPDATE item SET name = '' WHERE id = 1", ()).unwrap();
+            drop(database);
+            memory.copy_in(0, &file[..10]).unwrap();
+            assert!(WritableDatabase::open(&memory, memory.mapping().len() + 1).is_err());
+            let error = WritableDatabase::open(&memory, 15).unwrap_err();
+            assert!(error.to_string().contains("not an SQLite database"), "{error}");
+            assert!(memory.atomic_u8(0).is_some());
+            let error = WritableDatabase::open(&memory, file.len()).unwrap_err();
+            assert!(error.to_string().contains("atomics"), "{error}");
+        },
+    );
 }

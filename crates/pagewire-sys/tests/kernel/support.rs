@@ -2,12 +2,15 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};
+use std::os::fd::AsFd;
 use std::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant};
 
 use pagewire_sys::PAGE_SIZE;
+use pagewire_sys::event::{EventFd, PollItem, poll};
 use pagewire_sys::mapping::{Mapping, Protection};
-use pagewire_sys::uffd::{Features, OpenFlags, RegisterModes, Uffd};
+use pagewire_sys::tracked::TrackedMapping;
+use pagewire_sys::uffd::{Event, EventBuffer, Features, OpenFlags, RegisterModes, Uffd};
 
 /// Whether the environment says to go without `what`; prints so.
 pub(crate) fn skipped(what: &str) -> bool {
@@ -38,6 +41,39 @@ impl<F: FnMut()> Drop for OnDrop<F> {
     fn drop(&mut self) {
         (self.0)();
     }
+}
+
+/// Does `work` while another thread serves the memory's faults: absent pages get what `content` answers for their
+/// offset, write faults are noted.
+pub(crate) fn serving<T>(
+    memory: &TrackedMapping,
+    content: impl Fn(usize) -> Vec<u8> + Sync,
+    work: impl FnOnce() -> T,
+) -> T {
+    let stop = EventFd::new().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut buffer = EventBuffer::default();
+            loop {
+                let mut items = [PollItem::readable(memory.uffd().as_fd()), PollItem::readable(stop.as_fd())];
+                poll(&mut items, None).unwrap();
+                if items[1].is_ready() {
+                    return;
+                }
+                for event in memory.uffd().read_events(&mut buffer).unwrap() {
+                    let Event::PageFault { address, write_protect, .. } = event else { panic!("{event:?}") };
+                    let offset = (*address as usize - memory.mapping().address()) / PAGE_SIZE * PAGE_SIZE;
+                    if *write_protect {
+                        memory.write_fault(offset).unwrap();
+                    } else {
+                        memory.place(offset, &content(offset)).unwrap();
+                    }
+                }
+            }
+        });
+        let _stopped = OnDrop(|| stop.signal().unwrap());
+        work()
+    })
 }
 
 /// Tries for some seconds. A child that another test forks has copies of all descriptors for a moment, so that what

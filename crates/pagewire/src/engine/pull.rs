@@ -13,10 +13,10 @@ mod fill;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
-use pagewire_core::bitmap::AtomicBitSet;
+use pagewire_core::bitmap::{AtomicBitSet, BitSet};
 use pagewire_core::chunk::{ByteRange, ChunkIndex, ChunkSize, Geometry, PAGE_SIZE};
 use pagewire_core::pull::{PullOrder, Readahead};
 
@@ -101,7 +101,7 @@ pub struct Puller {
 /// What the puller, its background thread and the answers under way share. Answers hold it weakly,
 /// so that it goes, with the region and the connections, when the puller goes.
 struct Inner {
-    pin: Pin,
+    pin: Arc<Pin>,
     geometry: Geometry,
     local: Arc<dyn LocalCopy>,
     options: PullOptions,
@@ -117,6 +117,8 @@ struct Inner {
     stream: Mutex<Option<Box<dyn Stream>>>,
     counters: Counters,
     closed: AtomicBool,
+    /// Held for sharing while something is placed; alone, to be sure that nothing is any more.
+    placing: RwLock<()>,
     /// Where the background thread rests, and is woken when the puller is closed.
     resting: Mutex<()>,
     closing: Condvar,
@@ -135,6 +137,25 @@ impl Puller {
     ///
     /// If a thread cannot be started.
     pub fn start(pin: Pin, local: Arc<dyn LocalCopy>, options: PullOptions) -> Result<Self> {
+        let pages = Geometry::new(pin.info().length, options.chunk).page_count();
+        Self::resume(Arc::new(pin), local, options, &BitSet::new(pages))
+    }
+
+    /// The same for a copy that has some of the pages already: `present`, of as many as the region has.
+    ///
+    /// # Errors
+    ///
+    /// If a thread cannot be started.
+    ///
+    /// # Panics
+    ///
+    /// If `present` is of another number of pages.
+    pub fn resume(
+        pin: Arc<Pin>,
+        local: Arc<dyn LocalCopy>,
+        options: PullOptions,
+        present: &BitSet,
+    ) -> Result<Self> {
         let geometry = Geometry::new(pin.info().length, options.chunk);
         let chunks = geometry.chunk_count();
         let readahead = Readahead::new(options.readahead / options.chunk.bytes());
@@ -149,6 +170,7 @@ impl Puller {
             stream: Mutex::default(),
             counters: Counters::default(),
             closed: AtomicBool::new(false),
+            placing: RwLock::default(),
             resting: Mutex::default(),
             closing: Condvar::new(),
             healed: AtomicU64::new(0),
@@ -157,6 +179,14 @@ impl Puller {
             options,
             pin,
         });
+        inner.pages.put_back(present);
+        if !present.is_empty() {
+            for chunk in 0..chunks {
+                if inner.are_there(geometry.pages_of(ChunkIndex(chunk))) {
+                    inner.chunks.insert(chunk);
+                }
+            }
+        }
         let puller = Self { inner };
         background::start(&puller.inner)?;
         Ok(puller)
@@ -191,6 +221,14 @@ impl Puller {
     /// Counts `range` as there though nothing was placed: the application has given up the bytes.
     pub fn supersede(&self, range: ByteRange) {
         self.inner.mark_present(range);
+    }
+
+    /// Ends the pull: nothing is placed any more when it returns. Answers which pages were, and what they
+    /// are of.
+    pub fn stop(&self) -> (BitSet, Arc<Pin>) {
+        self.close();
+        drop(self.inner.placing.write().expect("no holder panics"));
+        (self.inner.pages.snapshot(), self.inner.pin.clone())
     }
 
     /// How far the pull is.
@@ -246,6 +284,12 @@ impl Puller {
 
 impl Drop for Puller {
     fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Puller {
+    fn close(&self) {
         self.inner.closed.store(true, Ordering::Release);
         self.inner.counters.notify();
         drop(self.inner.resting.lock().expect("no holder panics"));
@@ -405,6 +449,7 @@ impl Inner {
 
     /// A chunk cannot be had: whoever waits for it gets an error.
     fn fail(&self, chunk: ChunkIndex, error: &Error) {
+        let _placing = self.placing.read().expect("no holder panics");
         if self.is_closed() {
             return;
         }

@@ -20,6 +20,9 @@ const BLOCK: u64 = 64 << 10;
 /// How many bytes older epochs may take for their readers unless told otherwise.
 const IMAGES: u64 = 32 << 20;
 
+/// Of how many epochs it is remembered what they have changed.
+const REMEMBERED: usize = 64;
+
 /// Zeroed memory of this process. Blocks that were never written take no memory.
 pub struct MemoryStore {
     id: Uuid,
@@ -35,6 +38,8 @@ struct State {
     held: BTreeMap<u64, (Arc<Image>, usize)>,
     /// How many bytes each older epoch had that the one after it has not.
     replaced: BTreeMap<u64, u64>,
+    /// What each of the last epochs has changed, to the block.
+    changed: BTreeMap<u64, Vec<ByteRange>>,
     staged: Option<Arc<Image>>,
     token: u64,
     flushed: u64,
@@ -64,6 +69,7 @@ impl MemoryStore {
             current: Arc::new(Image { length, blocks }),
             held: BTreeMap::new(),
             replaced: BTreeMap::new(),
+            changed: BTreeMap::new(),
             staged: None,
             token: 0,
             flushed: 0,
@@ -113,10 +119,14 @@ impl State {
 
     /// Makes what is staged the newest epoch, and lets go of older ones that take more than `bound` bytes.
     fn commit(&mut self, staged: Arc<Image>, bound: u64) {
-        let changed = self.current.differs_from(&staged).count() as u64;
-        self.replaced.insert(self.epoch, changed * BLOCK);
+        let changed = self.current.changes(&staged);
+        self.replaced.insert(self.epoch, ByteRange::total(&changed));
         self.current = staged;
         self.epoch += 1;
+        self.changed.insert(self.epoch, changed);
+        if self.changed.len() > REMEMBERED {
+            self.changed.pop_first();
+        }
         while let Some((&oldest, _)) = self.held.first_key_value() {
             self.replaced = self.replaced.split_off(&oldest);
             if oldest == self.epoch || self.replaced.values().sum::<u64>() <= bound {
@@ -141,15 +151,21 @@ impl Image {
         Err(Error::new(ErrorKind::OutOfRange, text))
     }
 
-    /// The blocks that are not the same in another image of the region.
-    fn differs_from(&self, other: &Image) -> impl Iterator<Item = usize> {
+    /// What is not the same in another image of the region, to the block.
+    fn changes(&self, other: &Image) -> Vec<ByteRange> {
         let same = |(one, two): (&Block, &Block)| match (one, two) {
             (None, None) => true,
             (Some(one), Some(two)) => Arc::ptr_eq(one, two),
             _ => false,
         };
-        let blocks = self.blocks.iter().zip(&other.blocks);
-        blocks.enumerate().filter(move |(_, pair)| !same(*pair)).map(|(index, _)| index)
+        let range = |block: usize| ByteRange::new(block as u64 * BLOCK, (block as u64 + 1) * BLOCK);
+        let blocks = self.blocks.iter().zip(&other.blocks).enumerate();
+        let mut changes: Vec<_> =
+            blocks.filter(|(_, pair)| !same(*pair)).map(|(block, _)| range(block)).collect();
+        if self.length != other.length {
+            changes.push(ByteRange::new(self.length.min(other.length), self.length.max(other.length)));
+        }
+        ByteRange::union(changes)
     }
 
     fn write(&mut self, range: ByteRange, bytes: &[u8]) {
@@ -298,13 +314,13 @@ impl Store for MemoryStore {
 
     fn changes(&self, since: u64) -> Option<Vec<ByteRange>> {
         let state = self.lock();
-        let (old, new) = (state.image(since).filter(|_| since != STAGED)?, &state.current);
-        let block = |index: usize| ByteRange::new(index as u64 * BLOCK, (index as u64 + 1) * BLOCK);
-        let mut changed: Vec<ByteRange> = old.differs_from(new).map(block).collect();
-        let (shorter, longer) = (old.length.min(new.length), old.length.max(new.length));
-        if shorter < longer {
-            changed.push(ByteRange::new(shorter, longer));
+        if since == state.epoch {
+            return Some(Vec::new());
         }
-        Some(ByteRange::union(changed))
+        // Every epoch since then has to be known.
+        let oldest = *state.changed.first_key_value()?.0;
+        let known = since < state.epoch && since + 1 >= oldest && since != STAGED;
+        let changed = state.changed.range(since + 1..).flat_map(|(_, ranges)| ranges.iter().copied());
+        known.then(|| ByteRange::union(changed.collect()))
     }
 }

@@ -42,9 +42,36 @@ use crate::error::Result;
 ///
 /// Whatever keeps the store from being opened; the text names the address.
 pub fn open(address: &StoreAddress, writable: bool, remote: &RemoteOptions) -> Result<Arc<dyn Store>> {
+    let owner = writable.then(this_process);
+    open_as(address, owner.as_deref(), remote)
+}
+
+/// The same, for writing where an owner is named: a text that a second writer is told.
+///
+/// # Errors
+///
+/// As [`open`]; [`ErrorKind::Busy`](crate::ErrorKind::Busy) while somebody else writes to a region of a peer.
+pub fn open_as(
+    address: &StoreAddress,
+    owner: Option<&str>,
+    remote: &RemoteOptions,
+) -> Result<Arc<dyn Store>> {
+    let writable = owner.is_some();
     Ok(match address {
         StoreAddress::Memory { size } => Arc::new(MemoryStore::new(*size)),
         StoreAddress::File { path, size } => Arc::new(FileStore::open(path, *size, writable)?),
-        StoreAddress::Remote(region) => Arc::new(RemoteStore::connect(region, remote)?),
+        StoreAddress::Remote(region) => Arc::new(match owner {
+            Some(owner) => RemoteStore::connect_writer(region, remote, owner)?,
+            None => RemoteStore::connect(region, remote)?,
+        }),
     })
+}
+
+/// This process, for somebody else to find it: its program, its number and its host.
+pub fn this_process() -> String {
+    let program = std::env::current_exe().ok();
+    let program = program.as_deref().and_then(std::path::Path::file_name).unwrap_or_default();
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let text = format!("{} (process {}) on {}", program.display(), std::process::id(), host.trim());
+    text.chars().take(pagewire_core::wire::MAX_OWNER / 4).collect()
 }

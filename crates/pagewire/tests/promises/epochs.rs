@@ -54,6 +54,32 @@ fn each_mapping_shows_the_epoch_that_it_was_made_at() {
 }
 
 #[test]
+fn a_refresh_in_place_brings_what_has_changed_and_keeps_the_rest() {
+    if !support::has_userfaultfd() {
+        return;
+    }
+    let (region, first) = ones(64 << 20);
+    let (_server, address) = support::serve([region.clone()], &anywhere());
+    let mut mapping = support::map(&address, "changing", PullOrder::None, &RemoteOptions::default()).unwrap();
+    mapping.prefault(ByteRange::new(0, LENGTH)).unwrap();
+    let (before, brought) = (mapping.as_ptr(), mapping.progress().bytes());
+    region.commit(&[Change { offset: 100_000, bytes: &[2; 10] }]).unwrap();
+    support::wait_until("the mapping is told", || mapping.newest_epoch() == first + 1);
+    assert_eq!((mapping.epoch(), mapping[100_000]), (first, 1), "nobody moves it");
+    assert!(mapping.refresh().unwrap());
+    assert_eq!((mapping.epoch(), mapping.as_ptr()), (first + 1, before));
+    assert!(mapping[..100_000].iter().all(|byte| *byte == 1));
+    assert_eq!(mapping[100_000..100_010], [2; 10]);
+    assert!(mapping[100_010..].iter().all(|byte| *byte == 1));
+    assert!(mapping.progress().bytes() <= 65536 && brought >= LENGTH, "only what has changed came again");
+    for value in 3..20u8 {
+        fill(&region, value);
+        assert!(mapping.refresh().unwrap());
+        assert!(mapping.iter().all(|byte| *byte == value), "a mix of epochs");
+    }
+}
+
+#[test]
 fn readers_see_one_epoch_while_a_writer_commits() {
     let (region, _) = ones(256 << 20);
     let (_server, address) = support::serve([region.clone()], &anywhere());
@@ -75,12 +101,12 @@ fn readers_see_one_epoch_while_a_writer_commits() {
                 }
             });
         }
-        let mut value = 1u8;
+        let mut commits = 0u64;
         while Instant::now() < deadline {
-            value = value.wrapping_add(1).max(1);
-            fill(&region, value);
+            commits += 1;
+            fill(&region, (commits % 255) as u8 + 1);
         }
-        assert!(value > 3, "the writer is held up");
+        assert!(commits > 2, "the writer is held up");
     });
 }
 

@@ -210,7 +210,7 @@ fn a_chunk_that_is_written_before_it_is_pulled_counts_once_and_completes() {
         model[65536..131_072].fill(5);
         model[4 * 65536..].fill(6);
         assert!(read_all(&*local, bytes.len()) == model);
-        let dirty: u64 = take_dirty(&*local).iter().map(|range| range.len()).sum();
+        let dirty: u64 = take_dirty(&local).iter().map(|range| range.len()).sum();
         assert_eq!(dirty, 65536 + 10, "what was written is still to be pushed");
     }
 }

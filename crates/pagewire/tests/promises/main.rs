@@ -20,4 +20,5 @@ mod overload;
 mod pushes;
 mod restart;
 mod stores;
+mod writable;
 mod writers;

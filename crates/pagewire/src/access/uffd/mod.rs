@@ -1,6 +1,7 @@
 //! userfaultfd: a region mapped into memory, pulled on page faults and in the background.
 //!
 //! - [`mapping`]: a region in this process's memory, as bytes.
+//! - [`writable`]: the same to write to, and [`tracked`], its memory.
 //! - [`handler`]: page faults of other processes: VM monitors that restore snapshots.
 //! - [`resolver`]: the thread that reads faults, which both use.
 //!
@@ -13,10 +14,13 @@ mod handshake;
 mod mapping;
 mod own;
 mod resolver;
+mod tracked;
+mod writable;
 
 pub use handler::{Handler, HandlerOptions, OpenRegion};
 pub use handshake::{GuestMapping, parse_mappings};
 pub use mapping::{MapOptions, Mapping};
+pub use writable::{Tracking, WritableMapping, WriteOptions};
 
 use pagewire_sys::uffd::PlaceError;
 
@@ -27,13 +31,15 @@ use crate::error::{Error, ErrorKind};
 fn poisoned(result: Result<(), PlaceError>) -> Result<(), PlaceError> {
     match result {
         Err(PlaceError::Os(error)) if matches!(error.raw_os_error(), Some(EINVAL | ENOTTY)) => {
-            tracing::error!(
-                "this kernel cannot poison pages (Linux 6.6 can); whoever waits for them waits on"
-            );
+            cannot_poison();
             Ok(())
         }
         result => result,
     }
+}
+
+fn cannot_poison() {
+    tracing::error!("this kernel cannot poison pages (Linux 6.6 can); whoever waits for them waits on");
 }
 
 const ENOMEM: i32 = 12;

@@ -13,6 +13,7 @@ use crate::store::{Part, Sink, Urgency};
 impl Inner {
     /// Places a part of an answer.
     pub(super) fn place(&self, part: Part<'_>) {
+        let _placing = self.placing.read().expect("no holder panics");
         if self.is_closed() {
             return;
         }

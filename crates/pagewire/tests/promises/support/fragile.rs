@@ -21,11 +21,13 @@ pub(crate) struct Trouble {
     pub(crate) restart: u64,
 }
 
+type Answer = Box<dyn FnOnce() + Send>;
+
 pub(crate) struct Fragile {
     store: MemoryStore,
     state: Mutex<State>,
     /// Answers on their way.
-    answers: Mutex<Option<Sender<Box<dyn FnOnce() + Send>>>>,
+    answers: Mutex<Option<Sender<Answer>>>,
     answering: Option<JoinHandle<()>>,
 }
 
@@ -56,7 +58,7 @@ impl State {
 
 impl Fragile {
     pub(crate) fn new(store: MemoryStore, seed: u64, trouble: Trouble) -> Arc<Self> {
-        let (sender, receiver) = channel::<Box<dyn FnOnce() + Send>>();
+        let (sender, receiver) = channel::<Answer>();
         let answering = std::thread::spawn(move || {
             let mut random = seed;
             for answer in receiver {

@@ -2,13 +2,14 @@
 
 use serde::Serialize;
 
-use crate::Failure;
-use crate::options::Options;
+use super::Options;
 
 /// What a ratio has to be.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Target {
+pub enum Target {
+    /// At least that, in the median.
     AtLeast(f64),
+    /// At most that, in the median.
     AtMost(f64),
     /// The same, in every single round.
     AlwaysAtMost(f64),
@@ -18,8 +19,9 @@ pub(crate) enum Target {
 
 /// One thing that was measured, round by round.
 #[derive(Debug, Clone)]
-pub(crate) struct Row {
-    pub(crate) name: String,
+pub struct Row {
+    /// What is measured.
+    pub name: String,
     unit: &'static str,
     /// What it is compared with.
     against: String,
@@ -29,7 +31,8 @@ pub(crate) struct Row {
 }
 
 impl Row {
-    pub(crate) fn new(
+    /// A row without rounds.
+    pub fn new(
         name: impl Into<String>,
         unit: &'static str,
         against: impl Into<String>,
@@ -39,7 +42,7 @@ impl Row {
     }
 
     /// Adds a round, and says so to whoever waits.
-    pub(crate) fn push(&mut self, ours: f64, baseline: f64) {
+    pub fn push(&mut self, ours: f64, baseline: f64) {
         self.rounds.push((ours, baseline));
         let (round, ratio) = (self.rounds.len(), ours / baseline);
         eprintln!("{:24} round {round}: {ours:8.3} to {baseline:8.3} {}: {ratio:.2}", self.name, self.unit);
@@ -100,14 +103,18 @@ struct Report<'a> {
 }
 
 /// The table as one JSON object.
-pub(crate) fn json(rows: &[Row], machine: &str, options: &Options) -> Result<String, Failure> {
+///
+/// # Errors
+///
+/// None, for numbers that are numbers.
+pub fn json(rows: &[Row], machine: &str, options: &Options) -> serde_json::Result<String> {
     let rows = rows.iter().map(Row::summary).collect();
     let report = Report { machine, size: options.size, rounds: options.rounds, rows };
-    Ok(serde_json::to_string(&report)?)
+    serde_json::to_string(&report)
 }
 
 /// The table as people read it.
-pub(crate) fn text(rows: &[Row]) -> String {
+pub fn text(rows: &[Row]) -> String {
     let mut lines = vec![
         ["row", "unit", "ours", "min", "max", "baseline", "", "ratio", "target", "reached"].map(String::from),
     ];

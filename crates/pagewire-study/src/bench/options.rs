@@ -1,28 +1,32 @@
-//! The command line.
-
-/// What is said to whoever asks wrongly.
-pub(crate) const USAGE: &str = "usage: read_path [FILTER...] [--size 1GiB] [--rounds 5] [--json]
-a row is measured if its name contains a FILTER: pull-2 pull-4 cpu-2 cpu-4 memory-client memory-server
-fault-4k fault-64k fault-busy wan-pull wan-open wan-first-byte";
+//! The command line of a benchmark.
 
 /// How to measure.
 #[derive(Debug, Clone)]
-pub(crate) struct Options {
+pub struct Options {
     filters: Vec<String>,
     /// Bytes of the region.
-    pub(crate) size: u64,
-    pub(crate) rounds: usize,
-    pub(crate) json: bool,
+    pub size: u64,
+    /// How often each row is measured.
+    pub rounds: usize,
+    /// Whether to print one JSON object.
+    pub json: bool,
 }
 
 /// What the command line asks for.
-pub(crate) enum Asked {
+pub enum Asked {
+    /// To measure.
     Run(Options),
+    /// To be told how to ask.
     Help,
 }
 
 impl Options {
-    pub(crate) fn parse(arguments: impl Iterator<Item = String>) -> Result<Asked, String> {
+    /// Options from the arguments behind the program's name.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with them.
+    pub fn parse(arguments: impl Iterator<Item = String>) -> Result<Asked, String> {
         let mut arguments = arguments.peekable();
         // Cargo says --bench when it benchmarks. When it tests, one short round shows that it works.
         let (mut size, mut rounds) = (32 << 20, 1);
@@ -60,7 +64,7 @@ impl Options {
     }
 
     /// Whether the row of this name is to be measured.
-    pub(crate) fn wants(&self, name: &str) -> bool {
+    pub fn wants(&self, name: &str) -> bool {
         self.filters.is_empty() || self.filters.iter().any(|filter| name.contains(filter))
     }
 }
