@@ -9,7 +9,7 @@
 //! Everything that travels is a *frame*: a 16-byte [`Header`] and a body.
 //! - [`message`]: requests, replies and notifications, whose bodies are short and read whole.
 //! - [`data`]: bytes of a region, whose bodies are long and never copied by the codec.
-//! - [`write`]: the same in the other direction.
+//! - [`mod@write`]: the same in the other direction.
 //! - [`cursor`]: the primitives both are written with; every length is checked before it is trusted.
 //!
 //! # Versions

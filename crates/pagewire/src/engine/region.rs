@@ -57,7 +57,7 @@ impl Region {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Usage`] for a name that no region can have.
+    /// [`ErrorKind::Usage`](crate::ErrorKind::Usage) for a name that no region can have.
     pub fn new(name: &str, store: Arc<dyn Store>) -> Result<Arc<Self>> {
         Self::with_images(name, store, DEFAULT_IMAGES)
     }
@@ -66,7 +66,7 @@ impl Region {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Usage`] for a name that no region can have.
+    /// [`ErrorKind::Usage`](crate::ErrorKind::Usage) for a name that no region can have.
     pub fn with_images(name: &str, store: Arc<dyn Store>, images: u64) -> Result<Arc<Self>> {
         check_name(name)?;
         let info = store.info();
@@ -79,7 +79,7 @@ impl Region {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Usage`] for an address that is empty or holds control characters.
+    /// [`ErrorKind::Usage`](crate::ErrorKind::Usage) for an address that is empty or holds control characters.
     pub fn at(address: &StoreAddress, store: Arc<dyn Store>) -> Result<Arc<Self>> {
         let mut name = address.to_string();
         while name.len() > pagewire_core::wire::MAX_NAME {
@@ -131,7 +131,7 @@ impl Region {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Busy`] where so much of it was replaced and not flushed that it cannot be given now.
+    /// [`ErrorKind::Busy`](crate::ErrorKind::Busy) where so much of it was replaced and not flushed that it cannot be given now.
     pub fn pin(self: &Arc<Self>) -> Result<Pin> {
         self.pin_at(None)
     }
@@ -140,7 +140,7 @@ impl Region {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Stale`] if it cannot.
+    /// [`ErrorKind::Stale`](crate::ErrorKind::Stale) if it cannot.
     pub fn pin_epoch(self: &Arc<Self>, epoch: u64) -> Result<Pin> {
         self.pin_at(Some(epoch))
     }
@@ -203,7 +203,7 @@ impl Region {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Changed`] if it is not.
+    /// [`ErrorKind::Changed`](crate::ErrorKind::Changed) if it is not.
     pub(crate) fn check_lent(&self) -> Result<()> {
         self.store.refresh().map(drop)
     }
@@ -213,7 +213,7 @@ impl Region {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Unsupported`] where the store cannot be written to; [`ErrorKind::Busy`] while
+    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) where the store cannot be written to; [`ErrorKind::Busy`](crate::ErrorKind::Busy) while
     /// somebody else has the lease. Whatever the store says; the region is then what it was before
     /// where the store can `commit`.
     pub fn commit(self: &Arc<Self>, changes: &[Change<'_>]) -> Result<u64> {
