@@ -12,7 +12,10 @@ use pagewire::address::{PeerAddress, StoreAddress, parse_size};
 #[command(name = "pagewire", version, propagate_version = true, max_term_width = 100)]
 #[command(after_help = "\
 Addresses of regions:
-  file:PATH[?size=SIZE]         a file or a block device; a size creates a sparse file
+  file:PATH                     a file or a block device
+    ?size=SIZE                    creates it, sparse, where it is missing
+    ?capacity=SIZE                the length that it may grow to
+    ?journal=PATH, ?journal=off   where flushes become all or nothing: PATH.pagewire beside it else
   mem:SIZE                      zeroed memory of this process
   pw://HOST:PORT/NAME           a region that a peer offers
   pw+unix://SOCKET/NAME         the same over a UNIX socket, its path percent-encoded
@@ -51,11 +54,14 @@ pub(crate) enum Command {
 
 /// Offer regions to peers
 ///
-/// Prints `listening ADDRESS` once it accepts connections, and serves until SIGINT or SIGTERM.
+/// Prints `listening ADDRESS` once it accepts connections, and serves until SIGINT or SIGTERM. One peer at
+/// a time may write to a region; what is flushed is kept, whatever is killed. A region of another peer is
+/// passed on for reading.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "\
-Example: offer a file on every interface, under the name 'model'
-  pagewire serve model=file:/srv/model.bin --listen pw://0.0.0.0:7070")]
+Examples:
+  pagewire serve model=file:/srv/model.bin --read-only --listen pw://0.0.0.0:7070
+  pagewire serve db=file:/srv/app.db?capacity=1GiB")]
 pub(crate) struct Serve {
     /// What to offer, under which name
     #[arg(required = true, value_name = "NAME=STORE", value_parser = parse_offer)]
@@ -69,9 +75,17 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "COUNT", default_value_t = 1024)]
     pub(crate) max_connections: usize,
 
-    /// Let peers read only. In this version they cannot do anything else
+    /// Let peers read only
     #[arg(long)]
     pub(crate) read_only: bool,
+
+    /// Let whoever reaches a port of this host write, without encryption and without asking who it is
+    #[arg(long, conflicts_with = "read_only")]
+    pub(crate) insecure: bool,
+
+    /// How long a writer whose connection is lost may take to come back before another may write
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_time)]
+    pub(crate) lapse: Duration,
 }
 
 /// Show what a peer offers
@@ -107,10 +121,13 @@ pub(crate) struct Info {
 
 /// Copy a whole region
 ///
-/// A file is replaced as a whole when everything has arrived, so a copy that was interrupted leaves
-/// what was there before.
+/// A file is replaced as a whole when everything has arrived, and a region of a peer gets all of it as
+/// one epoch: a copy that was interrupted leaves what was there before.
 #[derive(Debug, ClapArgs)]
-#[command(after_help = "Example:\n  pagewire copy pw://10.0.0.7:7070/model file:/var/lib/model.bin")]
+#[command(after_help = "\
+Examples:
+  pagewire copy pw://10.0.0.7:7070/model file:/var/lib/model.bin
+  pagewire copy file:model.bin pw://10.0.0.7:7070/model")]
 pub(crate) struct Copy {
     /// The region to copy
     pub(crate) from: StoreAddress,
@@ -157,7 +174,8 @@ pub(crate) struct Uffd {
 /// Show the main job, end to end, on this machine
 ///
 /// A server process offers a file; this process maps it through userfaultfd, uses it at once, lets the
-/// rest arrive, and compares both sides. Without a file it makes an SQLite database of a million rows.
+/// rest arrive, and compares both sides. Without a file it makes an SQLite database of a million rows; it
+/// then also changes rows in the mapped database, flushes them, kills the server, and finds them again.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Example:\n  pagewire demo\n  pagewire demo /srv/model.bin --json")]
 pub(crate) struct Demo {

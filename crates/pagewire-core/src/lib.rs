@@ -9,6 +9,7 @@
 //! | [`bitmap`] | which chunks or pages are in a set; one for one owner, one for threads without a lock |
 //! | [`push`] | what of a local copy is present, dirty and staged, and what may happen to it |
 //! | [`pull`] | what to pull next and how much of it may be in flight |
+//! | [`journal`] | how a file keeps what was flushed and is not in place yet, as bytes |
 //! | [`epoch`] | which old bytes a reader of a past epoch still sees |
 //! | [`wire`] | what two processes say to each other, as bytes |
 #![forbid(unsafe_code)]
@@ -16,6 +17,7 @@
 pub mod bitmap;
 pub mod chunk;
 pub mod epoch;
+pub mod journal;
 pub mod pull;
 pub mod push;
 pub mod wire;

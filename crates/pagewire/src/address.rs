@@ -4,12 +4,12 @@
 //! | address | what |
 //! | --- | --- |
 //! | `mem:SIZE` | zeroed memory of this process |
-//! | `file:PATH[?size=SIZE]` | a file or block device; `size` creates a sparse file |
+//! | `file:PATH` | a file or block device; `?size=SIZE` creates a sparse file, `?capacity=SIZE` lets it grow, `?journal=PATH` or `?journal=off` says where its journal is |
 //! | `pw://HOST:PORT/NAME` | a region that a peer offers |
 //! | `pw+unix://SOCKET/NAME` | the same over a UNIX socket, its path percent-encoded |
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -26,14 +26,41 @@ pub enum StoreAddress {
         size: u64,
     },
     /// A file or block device.
-    File {
-        /// Where it is.
-        path: PathBuf,
-        /// The size to create it with where it does not exist.
-        size: Option<u64>,
-    },
+    File(FileAddress),
     /// A region that a peer offers.
     Remote(RegionAddress),
+}
+
+/// A file or block device, and what is to be known to use it as a region.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileAddress {
+    /// Where it is.
+    pub path: PathBuf,
+    /// The size to create it with where it does not exist.
+    pub size: Option<u64>,
+    /// The length that it may grow to; its length where none is given.
+    pub capacity: Option<u64>,
+    /// Where its journal is.
+    pub journal: JournalPlace,
+}
+
+impl FileAddress {
+    /// The file at `path`, as it is.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), size: None, capacity: None, journal: JournalPlace::Beside }
+    }
+}
+
+/// Where the journal of a file is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum JournalPlace {
+    /// Beside it, under its name with `.pagewire` behind. A device has none.
+    #[default]
+    Beside,
+    /// At this path.
+    At(PathBuf),
+    /// Nowhere: writes go through, and a flush is not all or nothing.
+    Off,
 }
 
 /// A region that a peer offers.
@@ -131,14 +158,23 @@ fn parse_file(rest: &str) -> Result<StoreAddress> {
     if path.is_empty() {
         return Err(usage(format!("'file:{rest}' names no file")));
     }
-    let mut size = None;
+    let mut file = FileAddress::new(decode_percent(path)?);
     for (key, value) in parse_query(query)? {
         match key {
-            "size" => size = Some(parse_size(&value)?),
-            _ => return Err(usage(format!("'file:{rest}': there is no option '{key}'; known is size"))),
+            "size" => file.size = Some(parse_size(&value)?),
+            "capacity" => file.capacity = Some(parse_size(&value)?),
+            "journal" if value == "off" => file.journal = JournalPlace::Off,
+            "journal" if !value.is_empty() => file.journal = JournalPlace::At(value.into()),
+            "journal" => return Err(usage(format!("'file:{rest}': write journal=PATH or journal=off"))),
+            _ => {
+                let text = format!(
+                    "'file:{rest}': there is no option '{key}'; known are size, capacity and journal"
+                );
+                return Err(usage(text));
+            }
         }
     }
-    Ok(StoreAddress::File { path: decode_percent(path)?.into(), size })
+    Ok(StoreAddress::File(file))
 }
 
 fn parse_query(query: &str) -> Result<Vec<(&str, String)>> {
@@ -273,14 +309,33 @@ impl fmt::Display for RegionAddress {
     }
 }
 
+impl fmt::Display for FileAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { path, size, capacity, journal } = self;
+        let encode = |path: &Path| encode_percent(&path.to_string_lossy(), "-._~/ ,+=@:");
+        write!(f, "file:{}", encode(path))?;
+        let journal = match journal {
+            JournalPlace::Beside => None,
+            // A file of this name is told from the word by its folder.
+            JournalPlace::At(path) if path == Path::new("off") => Some("./off".into()),
+            JournalPlace::At(path) => Some(encode(path)),
+            JournalPlace::Off => Some("off".into()),
+        };
+        let options = [
+            size.map(|size| format!("size={size}")),
+            capacity.map(|capacity| format!("capacity={capacity}")),
+            journal.map(|journal| format!("journal={journal}")),
+        ];
+        let options: Vec<String> = options.into_iter().flatten().collect();
+        if options.is_empty() { Ok(()) } else { write!(f, "?{}", options.join("&")) }
+    }
+}
+
 impl fmt::Display for StoreAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             StoreAddress::Memory { size } => write!(f, "mem:{size}"),
-            StoreAddress::File { path, size } => {
-                write!(f, "file:{}", encode_percent(&path.to_string_lossy(), "-._~/ ,+=@:"))?;
-                size.map_or(Ok(()), |size| write!(f, "?size={size}"))
-            }
+            StoreAddress::File(file) => file.fmt(f),
             StoreAddress::Remote(region) => region.fmt(f),
         }
     }
@@ -296,6 +351,8 @@ mod tests {
             "mem:65536",
             "file:/var/lib/a%3Fb.db",
             "file:image.raw?size=1073741824",
+            "file:db?size=4096&capacity=8192&journal=/var/j%26k",
+            "file:db?journal=off",
             "pw://127.0.0.1:7070/db",
             "pw://[::1]:99/a/b",
             "pw+unix://%2Frun%2Fpagewire.sock/db%25",
@@ -319,6 +376,8 @@ mod tests {
             ("mem:99999999999TiB", "too large"),
             ("file:", "names no file"),
             ("file:x?sizes=1", "no option 'sizes'"),
+            ("file:x?journal=", "journal=PATH"),
+            ("file:x?capacity=1QB", "no size"),
             ("file:x?size=%zz", "hexadecimal"),
             ("pw://host:1", "names no region"),
             ("pw://host:1/", "names no region"),

@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use pagewire::address::{StoreAddress, format_size};
+use pagewire::address::{FileAddress, JournalPlace, StoreAddress, format_size};
 use pagewire::engine::copy::{CopyOptions, copy};
 use pagewire::engine::{Progress, Region};
-use pagewire::store::{self, FileStore, Store};
+use pagewire::store::{self, FileStore, RemoteOptions, Store};
 use serde::Serialize;
 
 use crate::args::Copy;
@@ -39,7 +39,7 @@ pub(super) fn run(args: &Copy, quiet: bool) -> Result<()> {
     let started = Instant::now();
     let source = store::open(&args.from, false, &remote)?;
     let region = Region::at(&args.from, source)?;
-    let target = Target::open(&args.to, region.info().length)?;
+    let target = Target::open(&args.to, region.info().length, &remote)?;
     let options =
         CopyOptions { target_is_zero: target.is_zero, patience: remote.patience, ..CopyOptions::default() };
     let bar = Bar::new(region.info().length, quiet);
@@ -75,46 +75,46 @@ struct Replace {
 }
 
 impl Target {
-    fn open(address: &StoreAddress, length: u64) -> Result<Self> {
+    fn open(address: &StoreAddress, length: u64, remote: &RemoteOptions) -> Result<Self> {
         match address {
-            StoreAddress::Memory { .. } => {
-                let store = store::open(address, true, &store::RemoteOptions::default())?;
-                Ok(Self { store, is_zero: true, replace: None })
+            StoreAddress::Memory { .. } | StoreAddress::Remote(_) => {
+                let store = store::open(address, true, remote)?;
+                let is_zero = matches!(address, StoreAddress::Memory { .. });
+                Ok(Self { store, is_zero, replace: None })
             }
-            StoreAddress::Remote(region) => {
-                let text = format!("{region}: a region of a peer cannot be written to in this version");
-                Err(pagewire::Error::new(pagewire::ErrorKind::Unsupported, text).into())
-            }
-            StoreAddress::File { path, size } => {
-                if let Some(size) = size.filter(|size| *size != length) {
+            StoreAddress::File(file) => {
+                if let Some(size) = file.size.filter(|size| *size != length) {
                     let text = format!("{length} bytes do not go into a file of {size} bytes");
                     return Err(pagewire::Error::new(pagewire::ErrorKind::Usage, text).into());
                 }
-                Self::open_file(path, length)
+                Self::open_file(&FileAddress { size: None, ..file.clone() }, length)
             }
         }
     }
 
-    fn open_file(path: &Path, length: u64) -> Result<Self> {
+    fn open_file(address: &FileAddress, length: u64) -> Result<Self> {
+        let path = &address.path;
         let old = fs::metadata(path).ok();
         if old.as_ref().is_some_and(|old| !old.is_file()) {
             // A block device is filled where it is.
-            let store = Arc::new(FileStore::open(path, None, true)?);
+            let store = Arc::new(FileStore::at(address, true)?);
             return Ok(Self { store, is_zero: false, replace: None });
         }
-        let held = old.as_ref().map(|_| FileStore::open(path, None, true)).transpose()?;
+        let held = old.as_ref().map(|_| FileStore::at(address, true)).transpose()?;
         // A link is followed, so that it stays a link.
-        let path = if old.is_some() { fs::canonicalize(path)? } else { path.to_owned() };
+        let path = if old.is_some() { fs::canonicalize(path)? } else { path.clone() };
         let mut part = path.clone().into_os_string();
         part.push(".pagewire-part");
         let part = PathBuf::from(part);
+        // It is all or nothing by its name.
+        let made = FileAddress { journal: JournalPlace::Off, ..FileAddress::new(&part) };
         // What an earlier copy left is of no use, but one that is still at work holds it.
         if part.exists() {
-            drop(FileStore::open(&part, None, true)?);
+            drop(FileStore::at(&made, true)?);
             fs::remove_file(&part).with_context(|| format!("cannot remove {}", part.display()))?;
         }
         *PART.lock().expect("no holder panics") = Some(part.clone());
-        let store = Arc::new(FileStore::open(&part, Some(length), true)?);
+        let store = Arc::new(FileStore::at(&FileAddress { size: Some(length), ..made }, true)?);
         let replace = Replace { part, path, _old: held };
         if let Some(old) = old {
             fs::set_permissions(&replace.part, old.permissions())?;

@@ -1,6 +1,7 @@
 //! `pagewire demo [FILE]`: the main job, end to end, on this machine.
 
 mod database;
+mod writing;
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use pagewire::PullOrder;
 use pagewire::access::uffd::{MapOptions, Mapping};
-use pagewire::address::{StoreAddress, format_size};
+use pagewire::address::{FileAddress, StoreAddress, format_size};
 use pagewire::engine::PullOptions;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -67,6 +68,7 @@ struct Report {
     longest_demand_us: u64,
     sha256: String,
     equal: bool,
+    written: Option<writing::Written>,
 }
 
 #[derive(Serialize)]
@@ -91,7 +93,9 @@ pub(super) fn run(args: &Demo, quiet: bool) -> Result<()> {
         }
     };
     let length = std::fs::metadata(&path).with_context(|| format!("cannot use {}", path.display()))?.len();
-    let region = start_server(&path)?;
+    // A file that was named is shown as it is, and stays so.
+    let writes = args.file.is_none();
+    let region = start_server(&path, writes)?;
     say(format!("a second process offers {} as {region}", format_size(length)));
 
     let started = Instant::now();
@@ -129,6 +133,11 @@ pub(super) fn run(args: &Demo, quiet: bool) -> Result<()> {
     let complete_seconds = started.elapsed().as_secs_f64();
 
     let (here, there) = (hex(&Sha256::digest(&mapping[..])), hash_file(&path)?);
+    drop(mapping);
+    let written = match writes && here == there {
+        true => Some(writing::run(&path, &region, &remote, &say)?),
+        false => None,
+    };
     let report = Report {
         file: path.display().to_string(),
         bytes: length,
@@ -145,6 +154,7 @@ pub(super) fn run(args: &Demo, quiet: bool) -> Result<()> {
         longest_demand_us: first.longest_demand_us.max(done.longest_demand_us),
         equal: here == there,
         sha256: there,
+        written,
     };
     if args.json {
         output::json(&report)?;
@@ -175,6 +185,18 @@ fn print(report: &Report) -> Result<()> {
     for (what, value) in rows {
         output::line(format!("{what:28} {value}"))?;
     }
+    if let Some(written) = &report.written {
+        let pushed = format!("{} for {} rows", size(written.pushed_bytes), written.rows);
+        let rows = [
+            ("rows changed in place by", "SQLite, on the mapped bytes".into()),
+            ("flushed in", ms(written.flush_seconds)),
+            ("  which pushed", pushed),
+            ("after SIGKILL and a restart", format!("there, at epoch {}", written.epoch)),
+        ];
+        for (what, value) in rows {
+            output::line(format!("{what:28} {value}"))?;
+        }
+    }
     Ok(())
 }
 
@@ -187,12 +209,13 @@ fn make_database(rows: u32) -> Result<PathBuf> {
 }
 
 /// Starts a server of the file in a process of its own, and answers the region's address.
-fn start_server(path: &Path) -> Result<String> {
+fn start_server(path: &Path, writable: bool) -> Result<String> {
     let path = path.canonicalize()?;
-    let store = StoreAddress::File { path, size: None };
+    let store = StoreAddress::File(FileAddress::new(path));
     let mut command = Command::new(std::env::current_exe()?);
     command
         .args(["serve", &format!("demo={store}"), "--listen", "pw://127.0.0.1:0"])
+        .args((!writable).then_some("--read-only"))
         .stdin(Stdio::null())
         .stdout(Stdio::piped());
     let mut server = command.spawn().context("cannot start a server")?;
@@ -206,6 +229,15 @@ fn start_server(path: &Path) -> Result<String> {
         Some(address) => Ok(format!("{address}/demo")),
         None => bail!("the server has not started"),
     }
+}
+
+/// Kills the server, which has no time to do anything.
+fn kill_server() -> Result<()> {
+    let server = MADE.lock().expect("no holder panics").server.take();
+    let mut server = server.context("there is no server")?;
+    server.kill().context("cannot kill the server")?;
+    server.wait().context("cannot wait for the server")?;
+    Ok(())
 }
 
 /// Asks the mapped bytes a question, as if they were all there.

@@ -18,6 +18,9 @@ fn what_is_served_is_listed_described_and_copied() {
     let folder = tempfile::tempdir().unwrap();
     let bytes = pattern(3_000_001);
     let source = file(&folder, "source", &bytes);
+    // Who serves it for writing has it alone.
+    let local: serde_json::Value =
+        serde_json::from_str(&stdout(&["info", &format!("file:{}", source.display()), "--json"])).unwrap();
     let server = Running::serve(&source);
 
     let listed = stdout(&["list", &server.address]);
@@ -31,8 +34,6 @@ fn what_is_served_is_listed_described_and_copied() {
     assert!(stdout(&["info", &region]).contains("(3000001 bytes)"));
     let info: serde_json::Value = serde_json::from_str(&stdout(&["info", &region, "--json"])).unwrap();
     assert_eq!((info["epoch"].as_u64(), info["length"].as_u64()), (Some(1), Some(3_000_001)));
-    let local: serde_json::Value =
-        serde_json::from_str(&stdout(&["info", &format!("file:{}", source.display()), "--json"])).unwrap();
     assert_eq!(local["id"], info["id"], "a region is the same on both sides");
 
     let target = folder.path().join("target");
@@ -109,8 +110,9 @@ fn errors_say_in_one_line_what_failed_and_exit_with_a_status() {
         (vec!["info", &there("other")], 1, "no region 'other'"),
         (vec!["info", "somewhere"], 2, "file:somewhere"),
         (vec!["copy", &there("other"), &here("x")], 1, "no region 'other'"),
-        (vec!["copy", &there("file"), "mem:1K"], 2, "do not go into"),
-        (vec!["copy", &there("file"), &there("file")], 1, "cannot be written to"),
+        (vec!["copy", &there("file"), "mem:1K"], 1, "exceeds the region's capacity"),
+        (vec!["copy", &there("file"), &there("other")], 1, "no region 'other'"),
+        (vec!["serve", "a=mem:1K", "--listen", "pw://0.0.0.0:0"], 2, "--insecure"),
         (vec!["copy", &there("file"), &here("no/such/folder/x")], 1, "no/such/folder"),
         (vec!["uffd", &there("file"), "--socket", socket, "--chunk", "5000"], 2, "power of two"),
         (vec!["uffd", &there("file"), "--socket", socket, "--connections", "0"], 2, "1..=64"),
@@ -193,6 +195,8 @@ fn the_demonstration_shows_its_main_job() {
     assert_eq!(report["query"]["answer"], "2 readings, 28.42 °C");
     assert!(report["first_use_bytes"].as_u64().unwrap() > 0);
     assert!(report["first_use_bytes"].as_u64() < report["bytes"].as_u64());
+    assert_eq!(report["written"]["rows"], 2);
+    assert_eq!(report["written"]["answer_after_restart"], "2 readings, 38.42 °C");
     let text = stdout(&["demo", "--rows", "1000", "-q"]);
     assert!(text.contains("SHA-256 of both sides        equal"), "{text}");
 }

@@ -26,7 +26,7 @@ pub use contract::{
     StreamRequest, Urgency,
 };
 pub(crate) use contract::{stale, too_long};
-pub use file::FileStore;
+pub use file::{FileOptions, FileStore};
 pub(crate) use gather::Gather;
 pub use memory::MemoryStore;
 pub use remote::{RemoteOptions, RemoteStore, describe, list};
@@ -59,7 +59,7 @@ pub fn open_as(
     let writable = owner.is_some();
     Ok(match address {
         StoreAddress::Memory { size } => Arc::new(MemoryStore::new(*size)),
-        StoreAddress::File { path, size } => Arc::new(FileStore::open(path, *size, writable)?),
+        StoreAddress::File(file) => Arc::new(FileStore::at(file, writable)?),
         StoreAddress::Remote(region) => Arc::new(match owner {
             Some(owner) => RemoteStore::connect_writer(region, remote, owner)?,
             None => RemoteStore::connect(region, remote)?,

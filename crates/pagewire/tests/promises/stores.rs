@@ -162,7 +162,7 @@ fn a_file_keeps_the_contract() {
         let store: Arc<dyn Store> = Arc::new(FileStore::open(file.path(), None, true).unwrap());
         check_reads("writable file", &*store, &model);
         check_writes("writable file", &*store, model);
-        let now = store.read_bytes(ByteRange::new(0, length as u64), 1).unwrap();
+        let now = store.read_bytes(ByteRange::new(0, length as u64), store.info().epoch).unwrap();
         check_writes("writable file, retried", &retry(&store), now.clone());
         drop(store);
         let after = FileStore::open(file.path(), None, false).unwrap();

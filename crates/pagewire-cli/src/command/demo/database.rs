@@ -1,15 +1,22 @@
-//! The SQLite database of the demonstration, and the question that it is asked.
+//! The SQLite database of the demonstration, the question that it is asked, and what is changed in it.
 
 use std::path::Path;
 
 use anyhow::Result;
-use pagewire_sys::sqlite::MappedDatabase;
+use pagewire_sys::sqlite::{MappedDatabase, WritableDatabase};
+use pagewire_sys::tracked::TrackedMapping;
 use rusqlite::Connection;
 
 use super::Query;
 
 /// What every SQLite database begins with.
 const MAGIC: &[u8] = b"SQLite format 3\0";
+
+/// How warm one sensor was.
+const QUESTION: &str = "SELECT count(*) || ' readings, ' || coalesce(round(avg(celsius), 2) || ' °C', 'no mean') FROM reading WHERE sensor = 'sensor-42'";
+
+/// It was warmer.
+const CHANGE: &str = "UPDATE reading SET celsius = celsius + 10 WHERE sensor = 'sensor-42'";
 
 /// Makes a database of `rows` rows with an index.
 pub(super) fn make(path: &Path, rows: u32) -> rusqlite::Result<()> {
@@ -41,11 +48,24 @@ pub(super) fn ask(bytes: &[u8]) -> Result<Option<Query>> {
         [],
         |row| row.get(0),
     )?;
-    let sql = if ours == 2 {
-        "SELECT count(*) || ' readings, ' || coalesce(round(avg(celsius), 2) || ' °C', 'no mean') FROM reading WHERE sensor = 'sensor-42'"
-    } else {
-        "SELECT count(*) || ' tables and indexes' FROM sqlite_schema"
-    };
+    let sql =
+        if ours == 2 { QUESTION } else { "SELECT count(*) || ' tables and indexes' FROM sqlite_schema" };
     let answer = database.query_row(sql, [], |row| row.get(0))?;
     Ok(Some(Query { sql: sql.into(), answer }))
+}
+
+/// What was changed.
+pub(super) struct Changed {
+    pub(super) sql: &'static str,
+    pub(super) rows: usize,
+    /// What the question is answered now.
+    pub(super) answer: String,
+}
+
+/// Changes rows of the database that was made here, in the memory that it lies in.
+pub(super) fn change(memory: &TrackedMapping, length: usize) -> rusqlite::Result<Changed> {
+    let database = WritableDatabase::open(memory, length)?;
+    let rows = database.execute(CHANGE, [])?;
+    let answer = database.query_row(QUESTION, [], |row| row.get(0))?;
+    Ok(Changed { sql: CHANGE, rows, answer })
 }
