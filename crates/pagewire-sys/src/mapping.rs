@@ -223,16 +223,7 @@ impl Mapping {
     ///
     /// As [`Mapping::copy_out`]; invalid input when the buffer has not the length of the ranges together.
     pub fn copy_out_ranges(&self, ranges: &[Range<usize>], buffer: &mut [u8]) -> io::Result<()> {
-        let mut total = 0usize;
-        for range in ranges {
-            let len =
-                range.end.checked_sub(range.start).ok_or_else(|| invalid("range ends before it starts"))?;
-            self.range_address(range.start, len).ok_or_else(|| invalid("range outside of the mapping"))?;
-            total = total.checked_add(len).ok_or_else(|| invalid("ranges overflow"))?;
-        }
-        if total != buffer.len() {
-            return Err(invalid("the buffer has not the length of the ranges"));
-        }
+        self.check_ranges(ranges, buffer.len())?;
         let mut ranges = ranges.iter().filter(|range| !range.is_empty()).cloned();
         let mut remote: Vec<libc::iovec> = Vec::new();
         // Index of the first range in `remote` that is not done.
@@ -264,6 +255,43 @@ impl Mapping {
                 moved -= part;
                 next += usize::from(first.iov_len == 0);
             }
+        }
+        Ok(())
+    }
+
+    /// [`Mapping::copy_out_ranges`] by this processor's own loads, for pages that are known to be there: at a
+    /// quarter of the price where ranges are scattered, since the kernel has to find and hold each page.
+    ///
+    /// The loads are no accesses of Rust's memory model but a machine instruction's, as those of the kernel are:
+    /// others may be writing, and what is copied of a page that is written just then is some of the old and some of
+    /// the new. A page that is absent after all is waited for. **One that is poisoned is a SIGBUS**, and no error.
+    ///
+    /// # Errors
+    ///
+    /// Invalid input outside of the mapping, and when the buffer has not the length of the ranges together.
+    pub fn load_ranges(&self, ranges: &[Range<usize>], buffer: &mut [u8]) -> io::Result<()> {
+        self.check_ranges(ranges, buffer.len())?;
+        let mut rest = buffer;
+        for range in ranges {
+            let (these, behind) = rest.split_at_mut(range.len());
+            // SAFETY: the range was checked to lie in the mapping, which is mapped readable until drop.
+            unsafe { load(self.address.as_ptr().wrapping_add(range.start), these) };
+            rest = behind;
+        }
+        Ok(())
+    }
+
+    /// Whether the ranges lie in the mapping and are as long as a buffer.
+    fn check_ranges(&self, ranges: &[Range<usize>], room: usize) -> io::Result<()> {
+        let mut total = 0usize;
+        for range in ranges {
+            let len =
+                range.end.checked_sub(range.start).ok_or_else(|| invalid("range ends before it starts"))?;
+            self.range_address(range.start, len).ok_or_else(|| invalid("range outside of the mapping"))?;
+            total = total.checked_add(len).ok_or_else(|| invalid("ranges overflow"))?;
+        }
+        if total != room {
+            return Err(invalid("the buffer has not the length of the ranges"));
         }
         Ok(())
     }
@@ -325,6 +353,31 @@ impl Drop for Mapping {
             // SAFETY: the range was mapped by `anonymous` and is unmapped here only; slices cannot outlive `self`.
             unsafe { libc::munmap(self.address.as_ptr().cast(), self.len) };
         }
+    }
+}
+
+/// Copies bytes that others may be writing.
+///
+/// # Safety
+///
+/// The bytes at `from`, as many as `to` has, are mapped readable, and none of them is in `to`.
+unsafe fn load(from: *const u8, to: &mut [u8]) {
+    // SAFETY: the instruction reads what the caller promises and writes `to`, which is borrowed mutably. It is
+    // no access of the memory model, so that a race is none of it either.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        std::arch::asm!(
+            "rep movsb",
+            inout("rcx") to.len() => _,
+            inout("rsi") from => _,
+            inout("rdi") to.as_mut_ptr() => _,
+            options(nostack, preserves_flags),
+        );
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    for (at, byte) in to.iter_mut().enumerate() {
+        // SAFETY: as the caller promises. Volatile, so that each byte is loaded once, whatever it is.
+        *byte = unsafe { from.add(at).read_volatile() };
     }
 }
 

@@ -1,9 +1,22 @@
 //! Bytes for a region, from the one who writes: which region, which ranges, and then the bytes of these
 //! ranges, one range after the other.
+//!
+//! Between the two stand as many zeroes as it takes for the bytes to begin where those of a data frame do,
+//! counted from a multiple of 64: a receiver that aligns payloads in memory does it once for both.
 
 use super::cursor::{Fields, put_ranges};
+use super::data::PREFIX_LEN;
 use super::{FrameType, HEADER_LEN, Header, MAX_PAYLOAD, Malformed};
 use crate::chunk::ByteRange;
+
+/// Payloads begin at [`PREFIX_LEN`] from a multiple of this many bytes, if the frame does at one.
+const ALIGNMENT: usize = 64;
+
+/// How many zeroes stand before the payload of so many ranges.
+fn padding(ranges: usize) -> usize {
+    let fields = HEADER_LEN + 4 + 4 + 16 * ranges;
+    (PREFIX_LEN + ALIGNMENT - fields % ALIGNMENT) % ALIGNMENT
+}
 
 /// What stands before the bytes of a WRITE.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +34,7 @@ impl WriteHeader {
         out.extend_from_slice(&[0; HEADER_LEN]);
         out.extend_from_slice(&handle.to_le_bytes());
         put_ranges(out, ranges);
+        out.resize(out.len() + padding(ranges.len()), 0);
         let payload = ByteRange::total(ranges);
         debug_assert!(payload <= u64::from(MAX_PAYLOAD));
         let length = (out.len() - start - HEADER_LEN) as u64 + payload;
@@ -49,6 +63,9 @@ impl WriteHeader {
         if total > u64::from(MAX_PAYLOAD) {
             return Err(fields.bad(format!("{total} bytes, where {MAX_PAYLOAD} are allowed")));
         }
+        if fields.bytes(padding(ranges.len()))?.iter().any(|byte| *byte != 0) {
+            return Err(fields.bad("the padding is not zero"));
+        }
         let payload = fields.bytes(total as usize)?;
         fields.end()?;
         Ok((Self { handle, ranges }, payload))
@@ -65,6 +82,7 @@ mod tests {
         let mut bytes = Vec::new();
         WriteHeader::encode(7, &ranges, 9, &mut bytes);
         let length = bytes.len();
+        assert_eq!(length % ALIGNMENT, PREFIX_LEN % ALIGNMENT);
         bytes.extend((0..ByteRange::total(&ranges)).map(|at| at as u8));
         let mut header = [0; HEADER_LEN];
         header.copy_from_slice(&bytes[..HEADER_LEN]);

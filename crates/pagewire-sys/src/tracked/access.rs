@@ -32,8 +32,25 @@ impl TrackedMapping {
     /// As [`Mapping::copy_out_ranges`](crate::mapping::Mapping::copy_out_ranges).
     pub fn copy_out_ranges(&self, ranges: &[Range<usize>], buffer: &mut [u8]) -> io::Result<()> {
         self.mapping.copy_out_ranges(ranges, buffer)?;
+        self.copied_out(ranges, buffer)
+    }
+
+    /// [`TrackedMapping::copy_out_ranges`] of what [`TrackedMapping::take_written`] has reported, whose pages are
+    /// there: by loads, at a fraction of the price ([`crate::mapping::Mapping::load_ranges`], which says what is to
+    /// be known of it).
+    ///
+    /// # Errors
+    ///
+    /// Invalid input outside of the mapping, and when the buffer has not the length of the ranges together.
+    pub fn load_ranges(&self, ranges: &[Range<usize>], buffer: &mut [u8]) -> io::Result<()> {
+        self.mapping.load_ranges(ranges, buffer)?;
+        self.copied_out(ranges, buffer)
+    }
+
+    /// Takes note of what was copied out.
+    fn copied_out(&self, ranges: &[Range<usize>], bytes: &[u8]) -> io::Result<()> {
         let Means::Hash(hashes) = &self.means else { return Ok(()) };
-        let mut rest: &[u8] = buffer;
+        let mut rest = bytes;
         for range in ranges {
             let (bytes, behind) = rest.split_at(range.len());
             hashes.copied_out(range.start, bytes)?;

@@ -1,7 +1,7 @@
 //! Moving a whole region from one store to another: a pull whose local copy is the other store.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
 
 use pagewire_core::chunk::{ByteRange, ChunkSize};
 use pagewire_core::pull::PullOrder;
@@ -11,7 +11,10 @@ use super::progress::Progress;
 use super::pull::{PullOptions, Puller};
 use super::region::Region;
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::{Blocking, Store};
+use crate::store::{Blocking, Completion, Flush, Gather, Read, Store, Urgency, wait};
+
+/// How many bytes may be on their way to the target: enough for 10 Gbit/s at 25 ms.
+const WINDOW: u64 = 32 << 20;
 
 /// How a region is copied.
 #[derive(Debug, Clone)]
@@ -34,24 +37,26 @@ impl Default for CopyOptions {
     }
 }
 
-/// Copies the newest epoch of `from` to `to`, and flushes it. Tells `progress` how far it is.
+/// Copies the newest epoch of `from` to `to`, as one epoch. Tells `progress` how far it is.
 ///
 /// # Errors
 ///
-/// [`ErrorKind::Usage`] where the target has another length. Whatever either store says; the target
-/// then holds a part of the copy.
+/// [`ErrorKind::NoSpace`] where the region does not fit. Whatever either store says; nothing has changed
+/// then in a target that can `commit`, another one holds a part of the copy.
 pub fn copy(
     from: &Arc<Region>,
     to: &Arc<dyn Store>,
     options: &CopyOptions,
     mut progress: impl FnMut(&Progress),
 ) -> Result<Progress> {
-    let (length, room) = (from.info().length, to.info().length);
-    if length != room {
-        let text = format!("{length} bytes do not go into a region of {room} bytes");
-        return Err(Error::new(ErrorKind::Usage, text));
+    let stage = to.stage();
+    let pin = from.pin()?;
+    let (length, epoch) = (pin.info().length, pin.epoch());
+    if stage.length != length {
+        wait(|done| to.set_length(length, done))?;
     }
-    let target = Arc::new(Target { store: to.clone(), is_zero: options.target_is_zero });
+    let target =
+        Arc::new(Target { store: to.clone(), is_zero: options.target_is_zero, writes: Arc::default() });
     let pull = PullOptions {
         chunk: ChunkSize::new(1 << 20).expect("a power of two"),
         order: PullOrder::Sequential,
@@ -59,34 +64,117 @@ pub fn copy(
         give_up_after: Some(options.patience),
         ..PullOptions::default()
     };
-    let puller = Puller::start(from.pin()?, target, pull)?;
+    let puller = Puller::start(pin, target.clone(), pull)?;
     for update in puller.updates(options.interval) {
         progress(&update);
     }
     let done = puller.wait()?;
-    to.flush_all()?;
+    let deadline = Instant::now() + options.patience;
+    for range in target.writes.end()? {
+        // The connection to the target was lost meanwhile.
+        let again = || target.store.write_bytes(range.start, &from_bytes(from, range, epoch)?);
+        while let Err(error) = again() {
+            if !error.can_retry() || Instant::now() >= deadline {
+                return Err(error);
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+    wait(|done| to.flush(Flush { number: stage.flushed + 1, stage: stage.number, done }))?;
     Ok(done)
+}
+
+fn from_bytes(from: &Region, range: ByteRange, epoch: u64) -> Result<Vec<u8>> {
+    Gather::wait(range, |sink| {
+        from.read(Read { ranges: vec![range], epoch, urgency: Urgency::Background, sink });
+    })
 }
 
 /// A store that is filled.
 struct Target {
     store: Arc<dyn Store>,
     is_zero: bool,
+    writes: Arc<Writes>,
+}
+
+/// Writes on their way.
+#[derive(Default)]
+struct Writes {
+    state: Mutex<WritesState>,
+    moved: Condvar,
+}
+
+#[derive(Default)]
+struct WritesState {
+    bytes: u64,
+    /// What is to be written again.
+    again: Vec<ByteRange>,
+    error: Option<Error>,
+}
+
+impl Writes {
+    /// A write begins, as soon as there is room for it.
+    fn begin(&self, bytes: u64) -> Result<()> {
+        let mut state = self.state.lock().expect("no holder panics");
+        while state.error.is_none() && state.bytes > 0 && state.bytes + bytes > WINDOW {
+            state = self.moved.wait(state).expect("no holder panics");
+        }
+        if let Some(error) = &state.error {
+            return Err(error.clone());
+        }
+        state.bytes += bytes;
+        Ok(())
+    }
+
+    fn done(&self, range: ByteRange, result: Result<()>) {
+        let mut state = self.state.lock().expect("no holder panics");
+        state.bytes -= range.len();
+        match result {
+            Ok(()) => {}
+            Err(error) if error.can_retry() => state.again.push(range),
+            Err(error) => drop(state.error.get_or_insert(error.with_retry(false))),
+        }
+        drop(state);
+        self.moved.notify_all();
+    }
+
+    /// Waits for the end of all, and answers what is to be written again.
+    fn end(&self) -> Result<Vec<ByteRange>> {
+        let mut state = self.state.lock().expect("no holder panics");
+        while state.bytes > 0 {
+            state = self.moved.wait(state).expect("no holder panics");
+        }
+        match state.error.take() {
+            Some(error) => Err(error),
+            None => Ok(std::mem::take(&mut state.again)),
+        }
+    }
 }
 
 impl Target {
     fn cannot<T>(&self) -> Result<T> {
         Err(Error::new(ErrorKind::Unsupported, "the target of a copy is only written to"))
     }
+
+    fn submit(&self, range: ByteRange, write: impl FnOnce(Completion)) -> Result<()> {
+        self.writes.begin(range.len())?;
+        let writes = self.writes.clone();
+        write(Box::new(move |result| writes.done(range, result)));
+        Ok(())
+    }
 }
 
 impl LocalCopy for Target {
     fn place(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        self.store.write_bytes(offset, bytes)
+        let range = ByteRange::new(offset, offset + bytes.len() as u64);
+        self.submit(range, |done| self.store.write(&[range], bytes, done))
     }
 
     fn place_zero(&self, range: ByteRange) -> Result<()> {
-        if self.is_zero { Ok(()) } else { self.store.zero_range(range) }
+        if self.is_zero {
+            return Ok(());
+        }
+        self.submit(range, |done| self.store.zero(&[range], done))
     }
 
     fn wake(&self, _: ByteRange) -> Result<bool> {

@@ -60,7 +60,8 @@ pub trait LocalCopy: Send + Sync {
     /// If part of the range is absent.
     fn read_back(&self, offset: u64, bytes: &mut [u8]) -> Result<()>;
 
-    /// The same for several ranges: their bytes, one range after the other.
+    /// The same for ranges that [`LocalCopy::take_dirty`] has answered: their bytes, one range after the
+    /// other.
     ///
     /// # Errors
     ///

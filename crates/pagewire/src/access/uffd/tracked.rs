@@ -139,7 +139,7 @@ impl LocalCopy for TrackedMemory {
         let whole = if short { ranges.len() - 1 } else { ranges.len() };
         let offsets: Vec<_> = ranges[..whole].iter().copied().map(offsets).collect();
         let (front, back) = bytes.split_at_mut(offsets.iter().map(Range::len).sum());
-        self.memory.copy_out_ranges(&offsets, front).map_err(|error| failed("read", &error))?;
+        self.memory.load_ranges(&offsets, front).map_err(|error| failed("read", &error))?;
         if let Some(last) = last.filter(|_| short) {
             // Where pages are told by their hashes, a page is copied out whole or not at all.
             let mut pages = vec![0; round_up(last.len(), PAGE_SIZE) as usize];

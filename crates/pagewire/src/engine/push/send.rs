@@ -121,11 +121,12 @@ impl Inner {
     fn send(self: &Arc<Self>, batch: Batch, end: u64, bytes: &mut Vec<u8>) {
         let range = |pages: &std::ops::Range<u64>| ByteRange::of_pages(pages.clone()).clamp_to(end);
         let ranges: Vec<ByteRange> = batch.pages().iter().map(range).filter(|r| !r.is_empty()).collect();
-        bytes.resize(ByteRange::total(&ranges) as usize, 0);
+        let length = ByteRange::total(&ranges);
+        let bytes = aligned(bytes, length as usize);
         if let Err(error) = self.local.read_back_ranges(&ranges, bytes) {
             return self.sent(batch, 0, Err(error));
         }
-        let (this, length) = (self.clone(), bytes.len() as u64);
+        let this = self.clone();
         self.writer.write(&ranges, bytes, Box::new(move |result| this.sent(batch, length, result)));
     }
 
@@ -206,6 +207,15 @@ impl Inner {
         }
         if self.is_stopping() { Err(closed()) } else { Ok(()) }
     }
+}
+
+/// So many bytes of a buffer, from a page's border on: processors copy several times as fast between
+/// addresses that are aligned alike.
+fn aligned(buffer: &mut Vec<u8>, length: usize) -> &mut [u8] {
+    let page = PAGE_SIZE as usize;
+    buffer.resize(length + page, 0);
+    let start = buffer.as_ptr().addr().next_multiple_of(page) - buffer.as_ptr().addr();
+    &mut buffer[start..start + length]
 }
 
 impl State {
