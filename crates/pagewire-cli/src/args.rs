@@ -48,6 +48,7 @@ pub(crate) enum Command {
     Info(Info),
     Copy(Copy),
     Uffd(Uffd),
+    Mount(Mount),
     Demo(Demo),
     Completions(Completions),
 }
@@ -169,6 +170,103 @@ pub(crate) struct Uffd {
 
     #[command(flatten)]
     pub(crate) remote: Remote,
+}
+
+/// Make a region a file that any program can open and map
+///
+/// A region is mounted over a file, which is made where there is none; the address of a peer without a name
+/// mounts a directory of all its regions. The file is there at once and fills itself in the background; what
+/// programs write is flushed to the region by their fsync. Prints `mounted PATH` once it is there, and lasts until
+/// SIGINT, SIGTERM or `umount PATH`, which all flush first.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  pagewire mount pw://10.0.0.7:7070/model /srv/model.bin
+  pagewire mount pw://10.0.0.7:7070/app.db /var/lib/app.db --writable --background
+  pagewire mount pw://10.0.0.7:7070 /mnt/regions")]
+pub(crate) struct Mount {
+    /// The region, or a peer for all of its regions
+    pub(crate) region: String,
+
+    /// Where to mount it
+    pub(crate) path: PathBuf,
+
+    /// Let programs write: takes the region's lease
+    #[arg(long)]
+    pub(crate) writable: bool,
+
+    /// Keep no local copy: each read and write goes to the region
+    #[arg(long)]
+    pub(crate) direct: bool,
+
+    /// Flush by the fsyncs of programs alone, so that each is all or nothing; keeps what they write in memory till then
+    #[arg(long, requires = "writable")]
+    pub(crate) atomic: bool,
+
+    /// What to pull in the background: none, sequential, or trace:FILE
+    #[arg(long, value_name = "ORDER", value_parser = parse_order)]
+    pub(crate) pull: Option<Order>,
+
+    /// Record to FILE in which order programs need the region; nothing is pulled in the background unless --pull says so
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
+
+    /// Stay at the epoch that is mounted, whatever happens to the region
+    #[arg(long)]
+    pub(crate) stay: bool,
+
+    /// How far the kernel reads ahead of programs; only root can change it
+    #[arg(long, value_name = "SIZE", default_value = "64KiB", value_parser = parse_read_ahead)]
+    pub(crate) read_ahead: u64,
+
+    /// Let other users use it, too
+    #[arg(long)]
+    pub(crate) allow_other: bool,
+
+    /// Return when it is mounted, and go on in the background
+    #[arg(long)]
+    pub(crate) background: bool,
+
+    #[command(flatten)]
+    pub(crate) remote: Remote,
+}
+
+/// In which order to pull.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Order {
+    None,
+    Sequential,
+    Trace(PathBuf),
+}
+
+impl Order {
+    /// The order, for a pull in chunks of `chunk`.
+    pub(crate) fn read(&self, chunk: ChunkSize) -> pagewire::Result<pagewire::PullOrder> {
+        match self {
+            Order::None => Ok(pagewire::PullOrder::None),
+            Order::Sequential => Ok(pagewire::PullOrder::Sequential),
+            Order::Trace(path) => pagewire::engine::trace::recorded(path, chunk),
+        }
+    }
+}
+
+fn parse_order(text: &str) -> Result<Order, String> {
+    match text {
+        "none" => Ok(Order::None),
+        "sequential" => Ok(Order::Sequential),
+        _ => match text.strip_prefix("trace:") {
+            Some(path) if !path.is_empty() => Ok(Order::Trace(path.into())),
+            _ => Err("write none, sequential, or trace:FILE".into()),
+        },
+    }
+}
+
+fn parse_read_ahead(text: &str) -> Result<u64, String> {
+    let bytes = parse_size(text).map_err(|error| error.to_string())?;
+    match bytes.is_multiple_of(4096) && bytes <= 16 << 20 {
+        true => Ok(bytes),
+        false => Err("write a multiple of 4KiB, up to 16MiB".into()),
+    }
 }
 
 /// Show the main job, end to end, on this machine

@@ -9,9 +9,11 @@
 mod order;
 mod readahead;
 mod sending;
+mod trace;
 mod window;
 
 pub use order::PullOrder;
 pub use readahead::Readahead;
 pub use sending::SendOrder;
+pub use trace::{Trace, TraceError};
 pub use window::{Window, WindowLimits};

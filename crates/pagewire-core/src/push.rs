@@ -210,6 +210,24 @@ impl PushState {
         Some(FlushSet { number: self.flushes_begun, pages: self.flushing.count() })
     }
 
+    /// The pages that the flush covers and that nothing is to be done about once it is done: those that were
+    /// not written again since.
+    pub fn clean_after(&self, flush: &FlushSet) -> Vec<Range<u64>> {
+        let mut runs: Vec<Range<u64>> = Vec::new();
+        if self.flush != Some(flush.number) {
+            return runs;
+        }
+        let again =
+            |page: u64| [&self.dirty, &self.pushing, &self.staged].iter().any(|set| set.contains(page));
+        for page in self.flushing.iter().filter(|page| !again(*page)) {
+            match runs.last_mut() {
+                Some(run) if run.end == page => run.end += 1,
+                _ => runs.push(page..page + 1),
+            }
+        }
+        runs
+    }
+
     /// The store has answered the flush: what it covered is clean if it is done; otherwise the store has given
     /// up everything that was staged ([`PushState::lost`]).
     ///

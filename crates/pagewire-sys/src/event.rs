@@ -104,6 +104,12 @@ impl<'fd> PollItem<'fd> {
         PollItem::new(fd, false, true)
     }
 
+    /// Asks whether something out of the ordinary has happened: to a table of mounts, that it has changed.
+    pub fn exceptional(fd: BorrowedFd<'fd>) -> PollItem<'fd> {
+        let raw = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLPRI, revents: 0 };
+        PollItem { raw, fd: std::marker::PhantomData }
+    }
+
     /// Asks for both, either or neither; errors and hang-up are always reported.
     pub fn new(fd: BorrowedFd<'fd>, read: bool, write: bool) -> PollItem<'fd> {
         let events = if read { libc::POLLIN } else { 0 } | if write { libc::POLLOUT } else { 0 };

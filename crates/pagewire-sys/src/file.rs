@@ -283,3 +283,34 @@ pub fn block_device_size(device: BorrowedFd<'_>) -> io::Result<u64> {
 fn offset(value: u64) -> io::Result<libc::off_t> {
     libc::off_t::try_from(value).map_err(|_| invalid("offset or length beyond any file"))
 }
+
+/// What `fallocate` is asked for, as a file system is told it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Allocate {
+    /// The range is to hold zeroes; else what it holds is to stay, and to have room.
+    pub zero: bool,
+    /// The file is not to grow.
+    pub keep_size: bool,
+}
+
+impl Allocate {
+    /// The meaning of a mode; none for kinds that move bytes.
+    pub fn from_mode(mode: i32) -> Option<Self> {
+        let keep_size = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
+        match mode & !libc::FALLOC_FL_KEEP_SIZE {
+            0 => Some(Self { zero: false, keep_size }),
+            libc::FALLOC_FL_ZERO_RANGE => Some(Self { zero: true, keep_size }),
+            libc::FALLOC_FL_PUNCH_HOLE if keep_size => Some(Self { zero: true, keep_size }),
+            _ => None,
+        }
+    }
+}
+
+/// Whether a seek is one for data (true) or for a hole (false); none for any other.
+pub fn seeks_data(whence: i32) -> Option<bool> {
+    match whence {
+        libc::SEEK_DATA => Some(true),
+        libc::SEEK_HOLE => Some(false),
+        _ => None,
+    }
+}

@@ -27,6 +27,7 @@
 //! - [`tracked`]: memory that a program writes while it is being filled, and which of its pages were written
 //! - [`socket`]: vectored and zero-copy sending, options, passing descriptors
 //! - [`file`](mod@file): holes, locks, reads that do not wait, identity
+//! - [`mount`]: mounts, and what a file system is used by
 //! - [`event`], [`signals`], [`thread`]: eventfd, pidfd, poll, signalfd, scheduling of the calling thread
 //! - [`net`]: network namespaces and TUN devices, for link emulation
 //! - `sqlite` (feature `sqlite`): an SQLite database that lies in a mapping
@@ -37,6 +38,7 @@ compile_error!("Pagewire needs Linux on a 64-bit machine");
 pub mod event;
 pub mod file;
 pub mod mapping;
+pub mod mount;
 pub mod net;
 pub mod pagemap;
 pub mod pulled;

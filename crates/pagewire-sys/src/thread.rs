@@ -6,6 +6,12 @@ use std::time::Duration;
 
 use crate::syscall::{check, invalid};
 
+/// The number of the calling thread, as the kernel counts threads of all processes.
+pub fn id() -> u32 {
+    // SAFETY: takes nothing, and cannot fail.
+    (unsafe { libc::gettid() }) as u32
+}
+
 /// Makes the calling thread a batch thread (`SCHED_BATCH`): it gets its share of the processor, but does not preempt
 /// others when it wakes. For background work beside threads that serve demand.
 ///

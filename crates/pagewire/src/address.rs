@@ -280,7 +280,7 @@ fn decode_percent(text: &str) -> Result<String> {
     String::from_utf8(bytes).map_err(|_| usage(format!("'{text}' is not UTF-8")))
 }
 
-fn encode_percent(text: &str, keep: &str) -> String {
+pub(crate) fn encode_percent(text: &str, keep: &str) -> String {
     let mut out = String::new();
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || keep.as_bytes().contains(&byte) {

@@ -5,6 +5,7 @@ mod copy;
 mod demo;
 mod info;
 mod list;
+mod mount;
 mod serve;
 mod uffd;
 
@@ -21,6 +22,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         Command::Info(args) => info::run(&args),
         Command::Copy(args) => copy::run(&args, quiet),
         Command::Uffd(args) => uffd::run(&args),
+        Command::Mount(args) => mount::run(&args),
         Command::Demo(args) => demo::run(&args, quiet),
         Command::Completions(args) => completions::run(&args),
     }
@@ -33,6 +35,14 @@ impl Termination {
     fn watch() -> Result<Self> {
         use pagewire_sys::signals::{SIGINT, SIGTERM, Signals};
         Ok(Self(Signals::block_and_watch(&[SIGINT, SIGTERM])?))
+    }
+
+    /// Waits for the signal, or until `other` is readable: false then.
+    fn wait_or(&self, other: std::os::fd::BorrowedFd<'_>) -> Result<bool> {
+        use pagewire_sys::event::{PollItem, poll};
+        let mut items = [PollItem::readable(std::os::fd::AsFd::as_fd(&self.0)), PollItem::readable(other)];
+        poll(&mut items, None)?;
+        Ok(!items[1].is_ready())
     }
 
     fn wait(&self) -> Result<()> {

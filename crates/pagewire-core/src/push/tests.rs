@@ -255,3 +255,20 @@ fn pages_that_are_gone_are_pushed_no_more() {
     assert_eq!(state.staged().count() + state.dirty().count(), 1);
     assert_eq!(state.lost(), 1);
 }
+
+#[test]
+fn what_was_written_again_is_not_clean_after_a_flush() {
+    let mut state = PushState::new(100);
+    state.mark(10..20);
+    let batch = state.take(100).unwrap();
+    state.pushed(batch);
+    let flush = state.begin_flush().unwrap();
+    state.mark(12..13);
+    state.mark(15..16);
+    let batch = state.take(1).unwrap();
+    assert_eq!(batch.pages()[0], 12..13);
+    assert_eq!(state.clean_after(&flush), [10..12, 13..15, 16..20], "dirty, and on its way");
+    state.pushed(batch);
+    assert_eq!(state.clean_after(&flush), [10..12, 13..15, 16..20], "and staged");
+    assert!(state.end_flush(flush, true));
+}

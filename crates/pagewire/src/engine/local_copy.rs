@@ -5,6 +5,8 @@
 
 mod plain;
 
+use std::ops::Range;
+
 use pagewire_core::chunk::ByteRange;
 
 use crate::error::Result;
@@ -83,6 +85,12 @@ pub trait LocalCopy: Send + Sync {
     ///
     /// As [`LocalCopy::place`].
     fn take_dirty(&self, ranges: &mut Vec<ByteRange>) -> Result<()>;
+
+    /// What was taken as dirty of these pages is flushed, and nothing of it is asked for any more. For copies
+    /// that keep pages until then only.
+    fn flushed(&self, pages: &[Range<u64>]) {
+        let _ = pages;
+    }
 
     /// How many bytes of pages were written since they were placed or taken last.
     ///

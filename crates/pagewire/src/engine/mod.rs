@@ -5,6 +5,7 @@
 //! - [`pull`]: fills a local copy: on demand, and in the background.
 //! - [`push`]: writes a local copy back: in the background, and at a flush.
 //! - [`progress`]: counters of a pull that a caller can read and wait for.
+//! - [`trace`]: the order in which a program needed a region.
 //! - [`copy`]: moves a whole region from one store to another.
 
 pub mod copy;
@@ -13,6 +14,7 @@ pub mod progress;
 pub mod pull;
 pub mod push;
 pub mod region;
+pub mod trace;
 
 pub use local_copy::{LocalCopy, PlainMemory};
 pub use progress::Progress;

@@ -11,7 +11,7 @@ mod send;
 mod worker;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, mpsc};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,7 @@ use serde::Serialize;
 use super::local_copy::LocalCopy;
 use super::region::Writer;
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::Info;
+use crate::store::{Completion, FlushDone, Info, too_long, wait};
 
 /// How long to wait at the end for the answers to what is on its way, so that nothing comes after the
 /// lease is given back.
@@ -99,6 +99,8 @@ struct State {
     /// Why nothing can be written any more.
     over: Option<Error>,
     requests: Vec<Request>,
+    /// Whether somebody wants a push now.
+    hurry: bool,
     progress: PushProgress,
 }
 
@@ -114,14 +116,20 @@ struct Lengths {
 }
 
 impl Lengths {
+    fn set(&mut self, length: u64) {
+        self.now = length;
+        self.shortest = self.shortest.min(length);
+        self.untold = Some(self.untold.unwrap_or(length).min(length));
+    }
+
     fn is_flushed(&self) -> bool {
         self.now == self.flushed && self.shortest == self.flushed
     }
 }
 
 enum Request {
-    Flush(mpsc::SyncSender<Result<Info>>),
-    SetLength(u64, mpsc::SyncSender<Result<()>>),
+    Flush(FlushDone),
+    SetLength(u64, Completion),
 }
 
 impl Pusher {
@@ -148,6 +156,7 @@ impl Pusher {
             failure: None,
             over: None,
             requests: Vec::new(),
+            hurry: false,
             progress: PushProgress { epoch: writer.region().info().epoch, ..PushProgress::default() },
         };
         let inner = Arc::new(Inner {
@@ -176,7 +185,13 @@ impl Pusher {
     /// Whatever the store says; everything that was written is then still to be flushed, and a later
     /// flush does it. [`ErrorKind::Fenced`] once somebody else writes to the region.
     pub fn flush(&self) -> Result<Info> {
-        self.ask(Request::Flush)
+        wait(|done| self.submit_flush(done))
+    }
+
+    /// [`Pusher::flush`] for those who do not wait: `done` is called with the answer, on a thread that must
+    /// not be held up.
+    pub fn submit_flush(&self, done: FlushDone) {
+        self.submit(Request::Flush(done));
     }
 
     /// Changes the region's length, which is part of the next flush.
@@ -185,7 +200,42 @@ impl Pusher {
     ///
     /// [`ErrorKind::NoSpace`] past the capacity; whatever the store says.
     pub fn set_length(&self, length: u64) -> Result<()> {
-        self.ask(|answer| Request::SetLength(length, answer))
+        wait(|done| self.submit_set_length(length, done))
+    }
+
+    /// [`Pusher::set_length`] for those who do not wait, as [`Pusher::submit_flush`].
+    pub fn submit_set_length(&self, length: u64, done: Completion) {
+        match self.grow(length) {
+            // What is behind the new end has to be taken back where it was on its way.
+            Ok(()) if length < self.length() => self.submit(Request::SetLength(length, done)),
+            result => done(result),
+        }
+    }
+
+    /// Makes the region at least so long, as part of the next flush.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NoSpace`] past the capacity.
+    pub fn grow(&self, length: u64) -> Result<()> {
+        let capacity = self.inner.writer.region().info().capacity;
+        if length > capacity {
+            return Err(too_long(length, capacity));
+        }
+        let mut state = self.inner.lock();
+        if length > state.length.now {
+            state.length.set(length);
+        }
+        Ok(())
+    }
+
+    /// Pushes soon what was written, whatever the interval.
+    pub fn hurry(&self) {
+        let mut state = self.inner.lock();
+        if !std::mem::replace(&mut state.hurry, true) {
+            drop(state);
+            self.inner.moved.notify_all();
+        }
     }
 
     /// The region's length as it is now.
@@ -204,11 +254,25 @@ impl Pusher {
         }
     }
 
-    fn ask<T>(&self, request: impl FnOnce(mpsc::SyncSender<Result<T>>) -> Request) -> Result<T> {
-        let (sender, answer) = mpsc::sync_channel(1);
-        self.inner.lock().requests.push(request(sender));
+    /// How much of the region the store can be asked for: behind it are zeroes, but for what was written,
+    /// whatever the store has there. Counts for the stage whose number is the second answer.
+    pub(crate) fn readable(&self) -> (u64, u64) {
+        let state = self.inner.lock();
+        let told = self.inner.writer.stage();
+        let untold = state.length.untold.unwrap_or(state.length.now);
+        // Lost meanwhile, it is told again; until then the store has what was flushed.
+        let lost = if told.number == state.stage { u64::MAX } else { state.length.shortest };
+        (untold.min(told.length).min(lost), told.number)
+    }
+
+    /// Why nothing can be written any more, if that is so.
+    pub fn over(&self) -> Option<Error> {
+        self.inner.lock().over.clone()
+    }
+
+    fn submit(&self, request: Request) {
+        self.inner.lock().requests.push(request);
         self.inner.moved.notify_all();
-        answer.recv().unwrap_or_else(|_| Err(closed()))
     }
 }
 

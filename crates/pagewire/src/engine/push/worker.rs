@@ -1,7 +1,6 @@
 //! The thread that pushes: what it does when, and the flush.
 
 use std::sync::Arc;
-use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
 use pagewire_core::chunk::{ByteRange, PAGE_SIZE};
@@ -43,7 +42,7 @@ impl Inner {
         let mut state = self.lock();
         loop {
             let late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
-            if !state.requests.is_empty() || self.is_stopping() || late {
+            if !state.requests.is_empty() || self.is_stopping() || late || state.hurry {
                 return std::mem::take(&mut state.requests);
             }
             state = self.wait(state, deadline);
@@ -52,10 +51,18 @@ impl Inner {
 
     /// Whether the background push is due.
     fn is_due(&self, pushed: Instant) -> bool {
-        let Some(interval) = self.options.interval.filter(|_| !self.is_stopping()) else { return false };
-        if self.lock().over.is_some() {
+        if self.is_stopping() {
             return false;
         }
+        let hurry = {
+            let mut state = self.lock();
+            let hurry = std::mem::take(&mut state.hurry);
+            if state.over.is_some() {
+                return false;
+            }
+            hurry
+        };
+        let Some(interval) = self.options.interval.filter(|_| !hurry) else { return hurry };
         pushed.elapsed() >= interval
             || self.local.count_dirty().is_ok_and(|bytes| bytes >= self.options.max_dirty)
     }
@@ -94,30 +101,27 @@ impl Inner {
         let mut flushes = Vec::new();
         while let Some(request) = requests.next() {
             match request {
-                Request::Flush(answer) => flushes.push(answer),
-                Request::SetLength(length, answer) => reply(&answer, self.set_length(length, ranges)),
+                Request::Flush(done) => flushes.push(done),
+                Request::SetLength(length, done) => done(self.set_length(length, ranges)),
             }
             if !flushes.is_empty() && !matches!(requests.peek(), Some(Request::Flush(_))) {
                 let result = self.flush(ranges);
-                flushes.drain(..).for_each(|answer| reply(&answer, result.clone()));
+                flushes.drain(..).for_each(|done| done(result.clone()));
             }
         }
     }
 
     fn refuse(&self, error: &Error) {
-        for request in std::mem::take(&mut self.lock().requests) {
+        let requests = std::mem::take(&mut self.lock().requests);
+        for request in requests {
             match request {
-                Request::Flush(answer) => reply(&answer, Err(error.clone())),
-                Request::SetLength(_, answer) => reply(&answer, Err(error.clone())),
+                Request::Flush(done) => done(Err(error.clone())),
+                Request::SetLength(_, done) => done(Err(error.clone())),
             }
         }
     }
 
     fn set_length(self: &Arc<Self>, length: u64, ranges: &mut Vec<ByteRange>) -> Result<()> {
-        let capacity = self.writer.region().info().capacity;
-        if length > capacity {
-            return Err(crate::store::too_long(length, capacity));
-        }
         // What was written by now belongs to the length by now; and nothing may be on its way.
         self.collect(ranges)?;
         let mut state = self.lock();
@@ -128,9 +132,7 @@ impl Inner {
         if length < state.length.now {
             state.pages.forget(length.div_ceil(PAGE_SIZE)..end);
         }
-        state.length.now = length;
-        state.length.shortest = state.length.shortest.min(length);
-        state.length.untold = Some(state.length.untold.unwrap_or(length).min(length));
+        state.length.set(length);
         Ok(())
     }
 
@@ -165,8 +167,13 @@ impl Inner {
             let mut state = self.lock();
             let error = match result {
                 Ok(info) => {
-                    let _done = state.pages.end_flush(set, true);
+                    let clean = state.pages.clean_after(&set);
+                    let done = state.pages.end_flush(set, true);
                     state.flushed(lengths, info.epoch);
+                    drop(state);
+                    if done {
+                        self.local.flushed(&clean);
+                    }
                     return Ok(Some(info));
                 }
                 Err(error) => error,
@@ -192,10 +199,15 @@ impl Inner {
             let mut state = self.lock();
             state.stage = now.number;
             if now.number != stage && now.flushed >= number {
-                let _done = state.pages.end_flush(set, true);
+                let clean = state.pages.clean_after(&set);
+                let done = state.pages.end_flush(set, true);
                 let info = self.writer.region().info();
                 state.flushed(lengths, info.epoch);
                 state.lost();
+                drop(state);
+                if done {
+                    self.local.flushed(&clean);
+                }
                 return Ok(Some(info));
             }
             let _done = state.pages.end_flush(set, false);
@@ -203,11 +215,6 @@ impl Inner {
             return if go_on.is_some() { Ok(None) } else { Err(error) };
         }
     }
-}
-
-fn reply<T>(answer: &SyncSender<Result<T>>, result: Result<T>) {
-    // Who does not wait for it any more needs no word.
-    let _ = answer.try_send(result);
 }
 
 impl super::State {

@@ -1,0 +1,491 @@
+//! A region as a file: what reading, writing, resizing and flushing it come to, without FUSE.
+//!
+//! A file is *read* at one epoch, which moves on when the region does ([`RegionFile::follow`]); or it is *written*
+//! by the one who has the region's lease. What was written stands in front of the store until it is flushed
+//! ([`Unflushed`]); a [`Pusher`] pushes and flushes it.
+//!
+//! Everything is submit and complete: none of these calls waits for the store, and what they call back is
+//! called on the thread that has the answer.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, RwLock};
+use std::time::Duration;
+
+use pagewire_core::bitmap::AtomicBitSet;
+use pagewire_core::chunk::{ByteRange, ChunkSize, Geometry, PAGE_SIZE};
+
+use super::answer::{Answer, ReadDone};
+use super::unflushed::Unflushed;
+use crate::engine::trace::Trace;
+use crate::engine::{Pin, PushOptions, PushProgress, Pusher, Region, Writer};
+use crate::error::{Error, ErrorKind, Result};
+use crate::store::{Completion, FlushDone, Read, STAGED, Urgency};
+
+/// From so many unflushed bytes on the mount flushes by itself, where it may.
+const FLUSH_ABOVE: u64 = 128 << 20;
+
+/// With so many, whoever writes waits.
+const MOST: u64 = 2 * FLUSH_ABOVE;
+
+/// From so many written bytes on they are pushed at once.
+const PUSH_ABOVE: u64 = 4 << 20;
+
+/// A region as a file.
+pub(super) struct RegionFile {
+    region: Arc<Region>,
+    access: Access,
+    /// The pages that were read since they changed last: a hint, since the kernel may have dropped them.
+    read: AtomicBitSet,
+    /// The pages that are known to hold zeroes.
+    zeroes: AtomicBitSet,
+    pub(super) counters: Counters,
+    arrivals: Arrivals,
+    trace: Option<Arc<Trace>>,
+}
+
+/// Somebody may wait for something to be read.
+#[derive(Default)]
+struct Arrivals {
+    waiters: AtomicUsize,
+    lock: Mutex<()>,
+    moved: Condvar,
+}
+
+enum Access {
+    Read(RwLock<Arc<Pin>>),
+    Write(Box<Writing>),
+}
+
+struct Writing {
+    pusher: Arc<Pusher>,
+    unflushed: Arc<Unflushed>,
+    /// Whether what is flushed together becomes visible together.
+    atomic: bool,
+}
+
+/// What is called with the bytes of several ranges.
+type PagesDone = Box<dyn FnOnce(Result<Vec<Vec<u8>>>) + Send>;
+
+/// What reads had to do.
+#[derive(Default)]
+pub(super) struct Counters {
+    pub(super) demand_reads: AtomicU64,
+    pub(super) demand_bytes: AtomicU64,
+    pub(super) background_bytes: AtomicU64,
+}
+
+impl RegionFile {
+    /// A file to read the newest epoch of a region.
+    pub(super) fn read_only(region: Arc<Region>, trace: Option<Arc<Trace>>) -> Result<Self> {
+        let pin = region.pin()?;
+        let length = pin.info().length;
+        Ok(Self::new(region, Access::Read(RwLock::new(Arc::new(pin))), length, trace))
+    }
+
+    /// A file to write to with the lease of `writer`.
+    pub(super) fn writable(
+        writer: Writer,
+        push: &PushOptions,
+        atomic: bool,
+        trace: Option<Arc<Trace>>,
+    ) -> Result<Self> {
+        let region = writer.region().clone();
+        let capacity = region.info().capacity;
+        let unflushed = Arc::new(Unflushed::default());
+        let push = PushOptions { max_dirty: PUSH_ABOVE, ..push.clone() };
+        let pusher = Arc::new(Pusher::start(writer, unflushed.clone(), capacity, push)?);
+        let writing = Box::new(Writing { pusher, unflushed, atomic });
+        Ok(Self::new(region, Access::Write(writing), capacity, trace))
+    }
+
+    fn new(region: Arc<Region>, access: Access, room: u64, trace: Option<Arc<Trace>>) -> Self {
+        let pages = Geometry::new(room, ChunkSize::PAGE).page_count();
+        let (read, zeroes) = (AtomicBitSet::new(pages), AtomicBitSet::new(pages));
+        let (counters, arrivals) = (Counters::default(), Arrivals::default());
+        Self { region, access, read, zeroes, counters, arrivals, trace }
+    }
+
+    pub(super) fn region(&self) -> &Arc<Region> {
+        &self.region
+    }
+
+    pub(super) fn is_writable(&self) -> bool {
+        matches!(self.access, Access::Write(_))
+    }
+
+    /// The epoch that readers see: the newest, for a file that is written to.
+    pub(super) fn epoch(&self) -> u64 {
+        match &self.access {
+            Access::Read(pin) => pin.read().expect("no holder panics").epoch(),
+            Access::Write(_) => self.region.info().epoch,
+        }
+    }
+
+    /// The length as it is now, in bytes.
+    pub(super) fn length(&self) -> u64 {
+        match &self.access {
+            Access::Read(pin) => pin.read().expect("no holder panics").info().length,
+            Access::Write(writing) => writing.pusher.length(),
+        }
+    }
+
+    /// The length that it can have, in bytes.
+    pub(super) fn capacity(&self) -> u64 {
+        match &self.access {
+            Access::Read(_) => self.length(),
+            Access::Write(_) => self.region.info().capacity,
+        }
+    }
+
+    /// How far the writing is, where it is written to.
+    pub(super) fn push_progress(&self) -> Option<PushProgress> {
+        match &self.access {
+            Access::Read(_) => None,
+            Access::Write(writing) => Some(writing.pusher.progress()),
+        }
+    }
+
+    /// How many bytes of pages were written and are not flushed.
+    pub(super) fn unflushed_bytes(&self) -> u64 {
+        match &self.access {
+            Access::Read(_) => 0,
+            Access::Write(writing) => writing.unflushed.bytes(),
+        }
+    }
+
+    /// How many bytes were read since they changed last.
+    pub(super) fn read_bytes(&self) -> u64 {
+        (self.read.count() * PAGE_SIZE).min(self.length())
+    }
+
+    /// Whether any page of `range` was not read since it changed last.
+    pub(super) fn misses(&self, range: ByteRange) -> bool {
+        let pages = pages(range);
+        self.read.next_gap(pages.start).is_some_and(|gap| gap < pages.end)
+    }
+
+    /// Reads what there is of `range`, and calls `done` with its bytes: fewer at the end of the file.
+    pub(super) fn read(self: &Arc<Self>, range: ByteRange, urgency: Urgency, done: ReadDone) {
+        let range = range.clamp_to(self.length());
+        if range.is_empty() {
+            return done(Ok(&[]));
+        }
+        if urgency == Urgency::Demand {
+            self.counters.demand_reads.fetch_add(1, Ordering::Relaxed);
+            if let Some(trace) = &self.trace {
+                trace.record(range);
+            }
+        }
+        self.submit_read(range, urgency, done);
+    }
+
+    /// The same without counting it: it may be read again.
+    pub(super) fn submit_read(self: &Arc<Self>, range: ByteRange, urgency: Urgency, done: ReadDone) {
+        match &self.access {
+            Access::Read(pin) => {
+                let pin = pin.read().expect("no holder panics").clone();
+                let epoch = pin.epoch();
+                let sink = Arc::new(Answer::new(self, range, &[range], urgency, done).at_epoch(pin));
+                self.region.read(Read { ranges: vec![range], epoch, urgency, sink });
+            }
+            Access::Write(writing) => {
+                let (readable, stage) = writing.pusher.readable();
+                if range.end <= readable && !writing.unflushed.touches(range) {
+                    let sink = Arc::new(Answer::new(self, range, &[range], urgency, done).at_stage(stage));
+                    return self.region.read(Read { ranges: vec![range], epoch: STAGED, urgency, sink });
+                }
+                let mut bytes = vec![0; range.len() as usize];
+                let gaps = writing.unflushed.copy_out(range, &mut bytes);
+                // Behind what the store can be asked for are zeroes.
+                let gaps: Vec<ByteRange> = gaps
+                    .into_iter()
+                    .map(|gap| gap.clamp_to(readable))
+                    .filter(|gap| !gap.is_empty())
+                    .collect();
+                if gaps.is_empty() {
+                    return done(Ok(&bytes));
+                }
+                let answer = Answer::new(self, range, &gaps, urgency, done).over(bytes);
+                let sink = Arc::new(answer.at_stage(stage));
+                self.region.read(Read { ranges: gaps, epoch: STAGED, urgency, sink });
+            }
+        }
+    }
+
+    /// Whether an answer that was asked for at `stage` is one of what the store has now.
+    pub(super) fn is_at_stage(&self, stage: u64) -> bool {
+        match &self.access {
+            Access::Read(_) => true,
+            Access::Write(writing) => writing.pusher.readable().1 == stage,
+        }
+    }
+
+    /// Whether readers see another epoch than that of `pin` by now.
+    pub(super) fn has_moved(&self, pin: &Arc<Pin>) -> bool {
+        match &self.access {
+            Access::Read(now) => !Arc::ptr_eq(&now.read().expect("no holder panics"), pin),
+            Access::Write(_) => false,
+        }
+    }
+
+    /// Takes note of what was answered.
+    pub(super) fn was_read(&self, range: ByteRange, urgency: Urgency) {
+        let counter = match urgency {
+            Urgency::Demand => &self.counters.demand_bytes,
+            Urgency::Background => &self.counters.background_bytes,
+        };
+        counter.fetch_add(range.len(), Ordering::Relaxed);
+        let pages = pages(range);
+        self.read.insert_range(pages.start..pages.end.min(self.read.len()));
+        // Who begins to wait just now looks again after a moment.
+        if self.arrivals.waiters.load(Ordering::Relaxed) > 0 {
+            self.arrivals.moved.notify_all();
+        }
+    }
+
+    /// Waits until something was read, or for a moment.
+    pub(super) fn wait_for_read(&self, most: Duration) {
+        let Arrivals { waiters, lock, moved } = &self.arrivals;
+        let guard = lock.lock().expect("no holder panics");
+        waiters.fetch_add(1, Ordering::Relaxed);
+        let _early = moved.wait_timeout(guard, most).expect("no holder panics");
+        waiters.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Takes note of zeroes.
+    pub(super) fn is_zero(&self, range: ByteRange) {
+        let end = range.end == self.length();
+        let whole = range.start.div_ceil(PAGE_SIZE)..if end {
+            range.end.div_ceil(PAGE_SIZE)
+        } else {
+            range.end / PAGE_SIZE
+        };
+        if whole.start < whole.end {
+            self.zeroes.insert_range(whole.start..whole.end.min(self.zeroes.len()));
+        }
+    }
+
+    /// The first byte at or behind `offset` that may be data, or that is known to be in a hole; the end of the
+    /// file is a hole. None behind the end, and where there is no more data.
+    pub(super) fn seek(&self, offset: u64, data: bool) -> Option<u64> {
+        let length = self.length();
+        if offset >= length {
+            return None;
+        }
+        let page = offset / PAGE_SIZE;
+        let found = if data { self.zeroes.next_gap(page) } else { self.zeroes.next_member(page) };
+        let found = found.map_or(u64::MAX, |page| page.saturating_mul(PAGE_SIZE)).max(offset);
+        match (found < length, data) {
+            (true, _) => Some(found),
+            (false, true) => None,
+            (false, false) => Some(length),
+        }
+    }
+
+    fn writing(&self) -> Result<&Writing> {
+        match &self.access {
+            Access::Write(writing) => Ok(writing),
+            Access::Read(_) => Err(Error::new(ErrorKind::Denied, "the file is mounted for reading")),
+        }
+    }
+
+    /// Writes `bytes` at `offset`; the file grows where they pass its end. They are flushed by
+    /// [`RegionFile::flush`].
+    ///
+    /// `done` is told [`ErrorKind::NoSpace`] past the capacity, [`ErrorKind::Fenced`] once somebody else writes.
+    pub(super) fn write(self: &Arc<Self>, offset: u64, bytes: &[u8], done: Completion) {
+        let range = ByteRange::new(offset, offset.saturating_add(bytes.len() as u64));
+        let writing = match self.begin_change(range.end) {
+            Ok(writing) => writing,
+            Err(error) => return done(Err(error)),
+        };
+        let pages = pages(range);
+        self.zeroes.remove_range(pages);
+        let incomplete = writing.unflushed.write(offset, bytes, self.length());
+        if incomplete.is_empty() {
+            return writing.wrote(done);
+        }
+        let missing: Vec<ByteRange> =
+            incomplete.iter().map(|part| ByteRange::of_pages(part.page..part.page + 1)).collect();
+        let this = self.clone();
+        let then: PagesDone = Box::new(move |pages| {
+            let Ok(writing) = this.writing() else { return };
+            match pages {
+                Ok(pages) => {
+                    for (part, rest) in incomplete.iter().zip(pages) {
+                        writing.unflushed.complete(part, Some(&rest));
+                    }
+                    writing.wrote(done);
+                }
+                Err(error) => {
+                    incomplete.iter().for_each(|part| writing.unflushed.complete(part, None));
+                    done(Err(error));
+                }
+            }
+        });
+        self.read_pages(missing, Vec::new(), then);
+    }
+
+    /// Reads ranges one after the other, and calls `done` with the bytes of each.
+    fn read_pages(self: &Arc<Self>, ranges: Vec<ByteRange>, mut before: Vec<Vec<u8>>, done: PagesDone) {
+        let Some(range) = ranges.get(before.len()) else { return done(Ok(before)) };
+        let range = range.clamp_to(self.length());
+        let this = self.clone();
+        let take: ReadDone = Box::new(move |bytes| match bytes {
+            Ok(bytes) => {
+                before.push(bytes.to_vec());
+                this.read_pages(ranges, before, done);
+            }
+            Err(error) => done(Err(error)),
+        });
+        if range.is_empty() {
+            return take(Ok(&[]));
+        }
+        self.submit_read(range, Urgency::Demand, take);
+    }
+
+    /// Writes zeroes to `range`, as far as it lies within the file.
+    pub(super) fn zero(self: &Arc<Self>, range: ByteRange, done: Completion) {
+        let writing = match self.begin_change(0) {
+            Ok(writing) => writing,
+            Err(error) => return done(Err(error)),
+        };
+        let length = self.length();
+        let range = range.clamp_to(length);
+        // Of a last page that is short, all that there is is a whole page.
+        let end = if range.end == length { range.end.div_ceil(PAGE_SIZE) } else { range.end / PAGE_SIZE };
+        let start = range.start.div_ceil(PAGE_SIZE);
+        if range.is_empty() {
+            return done(Ok(()));
+        }
+        if start >= end {
+            return self.write(range.start, &vec![0; range.len() as usize], done);
+        }
+        writing.unflushed.zero(start..end);
+        self.zeroes.insert_range(start..end.min(self.zeroes.len()));
+        let (front, back) = (
+            ByteRange::new(range.start, start * PAGE_SIZE),
+            ByteRange::new((end * PAGE_SIZE).min(range.end), range.end),
+        );
+        let this = self.clone();
+        let then: Completion = Box::new(move |result| match result {
+            Ok(()) if !back.is_empty() => this.write(back.start, &vec![0; back.len() as usize], done),
+            result => done(result),
+        });
+        match front.is_empty() {
+            true => then(Ok(())),
+            false => self.write(front.start, &vec![0; front.len() as usize], then),
+        }
+    }
+
+    /// A change that reaches up to `end` begins.
+    fn begin_change(&self, end: u64) -> Result<&Writing> {
+        let writing = self.writing()?;
+        match writing.pusher.over() {
+            Some(error) => Err(error),
+            None => writing.pusher.grow(end).map(|()| writing),
+        }
+    }
+
+    /// Changes the length: bytes behind a new end are gone, those up to a later end are zeroes.
+    pub(super) fn set_length(self: &Arc<Self>, length: u64, done: Completion) {
+        let writing = match self.begin_change(0) {
+            Ok(writing) => writing,
+            Err(error) => return done(Err(error)),
+        };
+        let this = self.clone();
+        writing.pusher.submit_set_length(
+            length,
+            Box::new(move |result| {
+                if let (Ok(()), Ok(writing)) = (&result, this.writing()) {
+                    // On the pusher's thread, which looks for nothing behind the end any more.
+                    writing.unflushed.cut(length);
+                    let end = this.zeroes.len();
+                    this.zeroes.remove_range((length / PAGE_SIZE).min(end)..end);
+                    this.read.remove_range((length / PAGE_SIZE).min(end)..end);
+                }
+                done(result);
+            }),
+        );
+    }
+
+    /// Flushes everything that was written before the call: see [`Pusher::flush`].
+    pub(super) fn flush(&self, done: FlushDone) {
+        match self.writing() {
+            Ok(writing) => writing.pusher.submit_flush(done),
+            Err(_) => done(Ok(self.region.info())),
+        }
+    }
+
+    /// Moves a file that is read on to the newest epoch of its region. Answers the ranges that may have changed;
+    /// none where there is no newer one.
+    ///
+    /// Reads of the old epoch that are under way are answered with its bytes, or asked for again: whoever caches
+    /// what is read has to drop these ranges after this call.
+    pub(super) fn follow(&self) -> Result<Option<Vec<ByteRange>>> {
+        let Access::Read(pin) = &self.access else { return Ok(None) };
+        let old = pin.read().expect("no holder panics").clone();
+        if self.region.newest() == old.epoch() {
+            return Ok(None);
+        }
+        self.region.refresh()?;
+        let new = self.region.pin()?;
+        if new.epoch() == old.epoch() {
+            return Ok(None);
+        }
+        let (before, after) = (old.info().length, new.info().length);
+        let whole = ByteRange::new(0, before.max(after));
+        let mut changed = self.region.changes(old.epoch()).unwrap_or_else(|| vec![whole]);
+        if before != after {
+            changed.push(ByteRange::new(before.min(after) / PAGE_SIZE * PAGE_SIZE, whole.end));
+        }
+        *pin.write().expect("no holder panics") = Arc::new(new);
+        for range in &changed {
+            let pages = pages(*range);
+            for set in [&self.read, &self.zeroes] {
+                set.remove_range(pages.start.min(set.len())..pages.end.min(set.len()));
+            }
+        }
+        Ok(Some(ByteRange::union(changed)))
+    }
+}
+
+impl Writing {
+    /// Something was written: has it pushed, flushes if there is much, and holds up who writes if there is too
+    /// much.
+    fn wrote(&self, done: Completion) {
+        if self.unflushed.dirty_bytes() >= PUSH_ABOVE {
+            self.pusher.hurry();
+        }
+        if self.atomic || self.unflushed.bytes() < FLUSH_ABOVE {
+            return done(Ok(()));
+        }
+        if self.unflushed.bytes() < MOST {
+            // One flush for many writes: the others find it under way.
+            self.flush_soon();
+            return done(Ok(()));
+        }
+        self.unflushed.when_below(MOST, done);
+        self.flush_soon();
+    }
+
+    fn flush_soon(&self) {
+        if !self.unflushed.begin_flush() {
+            return;
+        }
+        let unflushed = self.unflushed.clone();
+        self.pusher.submit_flush(Box::new(move |result| {
+            unflushed.end_flush();
+            if let Err(error) = result {
+                tracing::warn!(%error, "what was written could not be flushed");
+                // Who waits for room is told, and so is who flushes.
+                unflushed.release(&Err(error));
+            }
+        }));
+    }
+}
+
+/// The pages that a range touches.
+fn pages(range: ByteRange) -> std::ops::Range<u64> {
+    range.start / PAGE_SIZE..range.end.div_ceil(PAGE_SIZE)
+}

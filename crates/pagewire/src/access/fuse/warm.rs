@@ -1,0 +1,220 @@
+//! The background pull of a mounted file: the page cache is the local copy, and the kernel fills it.
+//!
+//! A thread asks the kernel to read the file ahead, in the order of the pull; what the kernel asks the mount for on
+//! behalf of this thread is read from the store as background work. So a program's later access finds its bytes in
+//! the page cache, and makes no trip to user space. The cache can be evicted: what was read is a hint.
+//!
+//! The file is reached by a clone of the mount that is under no path, where that is permitted, so that the mount can
+//! be taken down meanwhile.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, RwLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use pagewire_core::bitmap::BitSet;
+use pagewire_core::chunk::{ByteRange, ChunkSize, Geometry};
+use pagewire_core::pull::PullOrder;
+use pagewire_sys::mount::{Detached, ReadAhead};
+
+use super::file::RegionFile;
+use crate::error::Result;
+
+/// How much is asked for at once, in bytes: what the kernel makes one request of.
+const STEP: u64 = 256 << 10;
+
+/// How much may be on its way, in bytes: where a round trip takes next to nothing, and where it takes long.
+const WINDOW: (u64, u64) = (8 << 20, 64 << 20);
+const LONG_WAY: Duration = Duration::from_millis(1);
+
+/// How long to wait before what could not be read is asked for again.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// How often to look whether to stop, and how far it is.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// The threads that read ahead, by their numbers.
+#[derive(Default)]
+pub(super) struct Warmers {
+    threads: RwLock<BTreeSet<u32>>,
+    handles: Mutex<Vec<JoinHandle<()>>>,
+    stop: Arc<Stop>,
+}
+
+#[derive(Default)]
+struct Stop {
+    stopped: AtomicBool,
+    lock: Mutex<()>,
+    moved: Condvar,
+}
+
+impl Stop {
+    fn is_set(&self) -> bool {
+        self.stopped.load(Ordering::Acquire)
+    }
+
+    /// Waits a moment, or until it is set.
+    fn rest(&self, duration: Duration) {
+        let guard = self.lock.lock().expect("no holder panics");
+        if !self.is_set() {
+            let _early = self.moved.wait_timeout(guard, duration).expect("no holder panics");
+        }
+    }
+}
+
+/// What a warmer is to read.
+pub(super) struct Warming {
+    pub(super) file: Arc<RegionFile>,
+    pub(super) mount: PathBuf,
+    /// Where the file is below the root of the mount.
+    pub(super) path: PathBuf,
+    pub(super) order: PullOrder,
+    pub(super) chunk: ChunkSize,
+    /// How far the kernel reads ahead in files that programs open.
+    pub(super) read_ahead: Option<(ReadAhead, u64)>,
+}
+
+impl Warmers {
+    /// Whether a thread is one of these.
+    pub(super) fn contains(&self, thread: u32) -> bool {
+        self.threads.read().expect("no holder panics").contains(&thread)
+    }
+
+    /// Begins to read a file ahead.
+    ///
+    /// # Errors
+    ///
+    /// If a thread cannot be started.
+    pub(super) fn start(self: &Arc<Self>, warming: Warming) -> Result<()> {
+        let this = self.clone();
+        let thread = std::thread::Builder::new().name("pw-warm".into()).spawn(move || {
+            crate::schedule::bulk();
+            let id = pagewire_sys::thread::id();
+            this.threads.write().expect("no holder panics").insert(id);
+            warming.run(&this.stop);
+            this.threads.write().expect("no holder panics").remove(&id);
+        });
+        let thread = thread.map_err(|error| crate::Error::io("cannot start a thread", &error))?;
+        self.handles.lock().expect("no holder panics").push(thread);
+        Ok(())
+    }
+
+    /// Ends them all, and waits for it: they have no file open then.
+    pub(super) fn stop(&self) {
+        self.stop.stopped.store(true, Ordering::Release);
+        drop(self.stop.lock.lock().expect("no holder panics"));
+        self.stop.moved.notify_all();
+        let handles = std::mem::take(&mut *self.handles.lock().expect("no holder panics"));
+        for handle in handles {
+            // One that has panicked has ended, too.
+            let _ = handle.join();
+        }
+    }
+}
+
+impl Warming {
+    fn run(&self, stop: &Stop) {
+        let file = match self.open() {
+            Ok(file) => file,
+            Err(error) => return tracing::warn!(%error, "the background pull cannot open the mounted file"),
+        };
+        let mut told = false;
+        while !stop.is_set() {
+            let geometry = Geometry::new(self.file.length(), self.chunk);
+            let missing = self.missing(geometry);
+            if missing.is_empty() {
+                // It is there, as far as anybody can tell; a newer epoch may make it stale.
+                stop.rest(PAUSE);
+                continue;
+            }
+            let before = self.file.read_bytes();
+            if let Err(error) = self.round(&file, &missing, stop)
+                && !std::mem::replace(&mut told, true)
+            {
+                tracing::warn!(%error, "the background pull pauses");
+            }
+            if self.file.read_bytes() == before {
+                stop.rest(PAUSE);
+            }
+        }
+    }
+
+    fn open(&self) -> std::io::Result<File> {
+        // A file that is opened now is read ahead in steps; those that programs open later are not.
+        if let Some((read_ahead, _)) = &self.read_ahead {
+            let _may_not = read_ahead.set(STEP);
+        }
+        let opened = Detached::clone_of(&self.mount)
+            .and_then(|detached| detached.open(&self.path))
+            .or_else(|_| File::open(join(&self.mount, &self.path)));
+        if let Some((read_ahead, bytes)) = &self.read_ahead {
+            let _may_not = read_ahead.set(*bytes);
+        }
+        opened
+    }
+
+    /// What was not read since it changed last, in the order of the pull.
+    fn missing(&self, geometry: Geometry) -> Vec<ByteRange> {
+        let mut present = BitSet::new(geometry.chunk_count());
+        for chunk in 0..geometry.chunk_count() {
+            let range = geometry.range_of_chunks(chunk..chunk + 1);
+            if !self.file.misses(range) {
+                present.insert(chunk);
+            }
+        }
+        self.order.plan(geometry, &present)
+    }
+
+    fn round(&self, file: &File, missing: &[ByteRange], stop: &Stop) -> std::io::Result<()> {
+        let long = self.file.region().round_trip() >= LONG_WAY;
+        let window = if long { WINDOW.1 } else { WINDOW.0 };
+        let mut asked = std::collections::VecDeque::new();
+        let mut on_way = 0;
+        for piece in missing.iter().flat_map(|range| range.split(STEP)) {
+            if stop.is_set() {
+                return Ok(());
+            }
+            if !self.file.misses(piece) {
+                continue;
+            }
+            pagewire_sys::file::fadvise_willneed(file.as_fd(), piece.start, piece.len())?;
+            asked.push_back(piece);
+            on_way += piece.len();
+            let mut moved = Instant::now();
+            while on_way > window && !stop.is_set() {
+                match asked.front() {
+                    Some(first) if !self.file.misses(*first) => {
+                        on_way -= first.len();
+                        asked.pop_front();
+                        moved = Instant::now();
+                    }
+                    // It was there, or failed: the next round sees.
+                    Some(first) if moved.elapsed() > PAUSE => {
+                        on_way -= first.len();
+                        asked.pop_front();
+                    }
+                    Some(_) => self.file.wait_for_read(LOOK),
+                    None => break,
+                }
+            }
+        }
+        // What is on its way is waited for, so that the next round does not ask for it again.
+        let deadline = Instant::now() + PAUSE;
+        while asked.iter().any(|piece| self.file.misses(*piece))
+            && Instant::now() < deadline
+            && !stop.is_set()
+        {
+            self.file.wait_for_read(LOOK);
+        }
+        Ok(())
+    }
+}
+
+/// The path of a file below the root of a mount, which is the root itself where there is none.
+pub(super) fn join(mount: &Path, path: &Path) -> PathBuf {
+    if path.as_os_str().is_empty() { mount.into() } else { mount.join(path) }
+}
