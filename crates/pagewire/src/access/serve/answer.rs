@@ -5,6 +5,8 @@ use std::sync::{Arc, Mutex};
 use pagewire_core::chunk::ByteRange;
 use pagewire_core::wire::{DataHeader, Encoding, MAX_PAYLOAD, Reply};
 
+use super::holes::Holes;
+use super::lent::Piece;
 use super::outgoing::Outgoing;
 use crate::engine::Pin;
 use crate::error::{Error, ErrorKind, Result};
@@ -14,6 +16,9 @@ use crate::store::{Gather, Part, Read, Sink, Urgency};
 /// are sent.
 const PIECE: u64 = 256 << 10;
 
+/// From this size on, what is not waited for is handed to the network without being looked at.
+const LARGE: u64 = 64 << 10;
+
 /// Answers a READ whose ranges have been checked.
 pub(super) fn read(
     outgoing: &Arc<Outgoing>,
@@ -21,10 +26,18 @@ pub(super) fn read(
     pin: &Arc<Pin>,
     ranges: Vec<ByteRange>,
     urgency: Urgency,
+    holes: &Holes,
 ) {
     let left = ByteRange::total(&ranges);
     if left == 0 {
         return outgoing.reply(id, &Reply::End { sent: 0 });
+    }
+    if urgency == Urgency::Background
+        && left >= LARGE
+        && outgoing.is_own_thread()
+        && pin.region().lend().is_some()
+    {
+        return send_lent(outgoing, id, pin, &ranges, holes);
     }
     let state = Mutex::new(State { left, deferred: false, ended: false });
     outgoing.begin_read(left as usize);
@@ -42,6 +55,23 @@ pub(super) fn read(
             Err(error) => answer.end(Err(error)),
         });
         region.read(Read { ranges: vec![range], epoch, urgency, sink: gather });
+    }
+}
+
+/// Sends the bytes of a file that is lent, on the connection's own thread: nobody who waits for a byte is held up by
+/// it.
+fn send_lent(outgoing: &Arc<Outgoing>, id: u64, pin: &Arc<Pin>, ranges: &[ByteRange], holes: &Holes) {
+    let Some(lent) = pin.region().lend() else { return };
+    for (index, range) in ranges.iter().enumerate() {
+        let last = index + 1 == ranges.len();
+        let piece = Piece { pin, file: lent.file, holes, range: *range, id, last };
+        // Others send in between.
+        let sent = piece.send(&outgoing.turn());
+        match sent {
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::Unavailable => return outgoing.close(),
+            Err(error) => return outgoing.fail(id, &error, pin.region().info().epoch),
+        }
     }
 }
 

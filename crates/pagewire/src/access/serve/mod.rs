@@ -12,13 +12,15 @@
 //! - [`outgoing`]: frames on their way out, one at a time.
 //! - [`answer`]: the answer to a READ.
 //! - [`stream`]: the order, the credit and the end of one stream.
-//! - [`extent`]: the bytes of one extent, by `sendfile` where the store lends its file.
+//! - [`extent`]: the bytes of one extent.
+//! - [`lent`]: bytes by `sendfile`, where the store lends its file.
 //! - [`holes`]: where a lent file holds no data.
 
 mod answer;
 mod connection;
 mod extent;
 mod holes;
+mod lent;
 mod outgoing;
 mod request;
 mod session;

@@ -91,7 +91,7 @@ pub(super) fn answer_request(
                 return Err(Error::new(ErrorKind::Usage, text));
             }
             let urgency = if role == Role::Primary { Urgency::Demand } else { Urgency::Background };
-            answer::read(outgoing, id, &pin, ranges.clone(), urgency);
+            answer::read(outgoing, id, &pin, ranges.clone(), urgency, &session.holes(handle));
             // What an application waits for now, nobody needs to be sent again later.
             session.streams().skip(handle, &ranges);
         }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use pagewire_core::wire::{Malformed, Notification, Role, SessionToken};
 
 use super::extent;
+use super::holes::Holes;
 use super::outgoing::Outgoing;
 use super::stream::Streams;
 use crate::engine::{Pin, Region, Watch, Writer};
@@ -44,6 +45,8 @@ struct State {
 #[derive(Clone)]
 pub(super) struct Open {
     pub(super) pin: Arc<Pin>,
+    /// Of a file that is lent.
+    holes: Arc<Holes>,
     /// Where it is open for writing.
     pub(super) writer: Option<Arc<Writing>>,
 }
@@ -141,12 +144,18 @@ impl Session {
         }
         state.next_handle = state.next_handle.wrapping_add(1);
         let handle = state.next_handle;
-        state.open.insert(handle, Open { pin: Arc::new(pin), writer: writer.map(Arc::new) });
+        let (pin, holes) = (Arc::new(pin), Arc::default());
+        state.open.insert(handle, Open { pin, holes, writer: writer.map(Arc::new) });
         Ok(handle)
     }
 
     pub(super) fn pin(&self, handle: u32) -> Result<Arc<Pin>> {
         self.lock().open.get(&handle).map(|open| open.pin.clone()).ok_or_else(|| no_handle(handle))
+    }
+
+    /// What is known of the holes of an open region.
+    pub(super) fn holes(&self, handle: u32) -> Arc<Holes> {
+        self.lock().open.get(&handle).map(|open| open.holes.clone()).unwrap_or_default()
     }
 
     /// The writer of a region that is open for writing.
