@@ -174,7 +174,7 @@ impl Journaled {
         })?;
         let length = self.view().length;
         let mut staged = self.staged();
-        staged.clear(length);
+        staged.give_up(length);
         (staged.token, staged.flushed) = (self.sidecar.state().token, 0);
         Ok(staged.token)
     }
@@ -182,7 +182,7 @@ impl Journaled {
     pub(super) fn discard(&self) -> Result<()> {
         let _writing = self.writing()?;
         let length = self.view().length;
-        self.staged().clear(length);
+        self.staged().give_up(length);
         Ok(())
     }
 }

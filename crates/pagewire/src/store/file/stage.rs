@@ -16,7 +16,8 @@ const PAGE: usize = PAGE_SIZE as usize;
 /// What is staged for the next epoch.
 pub(super) struct Staged {
     epoch: u64,
-    /// Names this life of the store: what an earlier one had staged is lost.
+    /// Names what is staged since something was last lost: with an earlier life of the store, or because it
+    /// was given up.
     pub(super) number: u64,
     pages: HashMap<u64, Slot>,
     /// How many slots are taken.
@@ -40,11 +41,9 @@ struct Slot {
 
 impl Staged {
     pub(super) fn new(epoch: u64, length: u64, (token, flushed): (u64, u64)) -> Self {
-        let mut random = [0; 8];
-        random.copy_from_slice(&crate::peer::random_id()[..8]);
         Self {
             epoch,
-            number: u64::from_le_bytes(random) | 1,
+            number: new_number(),
             pages: HashMap::new(),
             slots: 0,
             broken: HashSet::new(),
@@ -73,8 +72,17 @@ impl Staged {
         !self.broken.is_empty()
     }
 
+    /// What is staged is given up, of a region of this length. Whoever has not heard of that finds another
+    /// number, and does not take an empty stage for what it has written.
+    pub(super) fn give_up(&mut self, length: u64) {
+        if !self.is_empty() || self.is_broken() {
+            self.number = new_number();
+        }
+        self.clear(length);
+    }
+
     /// Nothing is staged any more, of a region of this length.
-    pub(super) fn clear(&mut self, length: u64) {
+    fn clear(&mut self, length: u64) {
         self.pages.clear();
         self.broken.clear();
         self.slots = 0;
@@ -102,6 +110,13 @@ impl Staged {
         }
         index
     }
+}
+
+/// A number that no stage had before.
+fn new_number() -> u64 {
+    let mut random = [0; 8];
+    random.copy_from_slice(&crate::peer::random_id()[..8]);
+    u64::from_le_bytes(random) | 1
 }
 
 /// Pages with their bytes: those of a write, cut at the borders of pages.
