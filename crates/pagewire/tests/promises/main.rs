@@ -7,12 +7,14 @@
 mod support;
 
 mod crowds;
+mod cuts;
 mod epochs;
 mod file_changes;
 mod fork;
 mod gone;
 mod hostile_client;
 mod hostile_server;
+mod killed_writers;
 mod local_copies;
 mod mappings;
 mod network;

@@ -2,6 +2,7 @@
 
 pub(crate) mod fake_server;
 pub(crate) mod fragile;
+pub(crate) mod frames;
 pub(crate) mod proxy;
 pub(crate) mod raw;
 pub(crate) mod recorder;

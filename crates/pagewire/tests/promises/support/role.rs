@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Instant;
 
-use pagewire::engine::Region;
-use pagewire::store::FileStore;
+use pagewire::engine::{PlainMemory, PushOptions, Pusher, Region};
+use pagewire::store::{FileStore, RemoteStore};
 use pagewire::{ByteRange, PullOrder};
 
-use super::{HANG, Held, map, patient_for, serve};
+use super::{HANG, Held, map, patient_for, region_at, serve};
 
 const ROLE: &str = "PAGEWIRE_TEST_ROLE";
 
@@ -21,6 +21,9 @@ pub(crate) const SERVE: &str = "serve";
 /// Maps the region at `peer`, touches its first byte, says so, waits for a line, and touches the
 /// byte at `touch`.
 pub(crate) const TOUCH: &str = "touch";
+
+/// Writes the byte `value` over the first `length` bytes of the region at `peer`, flushes, and says so.
+pub(crate) const WRITE: &str = "write";
 
 /// A process of this program.
 pub(crate) struct Actor {
@@ -70,6 +73,11 @@ impl Actor {
                 return rest.trim().to_owned();
             }
         }
+    }
+
+    /// Whether a line that has `key` has come by now. Lines before it are passed over.
+    pub(crate) fn has_said(&self, key: &str) -> bool {
+        std::iter::from_fn(|| self.lines.try_recv().ok()).any(|line| line.contains(key))
     }
 
     pub(crate) fn say(&mut self) {
@@ -128,6 +136,7 @@ fn play() {
     match std::env::var(ROLE).as_deref() {
         Ok(SERVE) => play_server(),
         Ok(TOUCH) => play_application(),
+        Ok(WRITE) => play_writer(),
         other => assert!(other.is_err(), "there is no such part"),
     }
 }
@@ -139,6 +148,20 @@ fn play_server() {
     let (_server, address) = serve([region], &setting("listen").parse().unwrap());
     println!("\nlistening {address}");
     // Until it is killed, or its parent has gone.
+    std::io::stdin().read_line(&mut String::new()).unwrap();
+}
+
+fn play_writer() {
+    let number = |name: &str| setting(name).parse::<u64>().unwrap();
+    let length = number("length");
+    let at = region_at(&setting("peer").parse().unwrap(), "region");
+    let remote = RemoteStore::connect_writer(&at, &patient_for(10_000), "a writer that dies").unwrap();
+    let region = Region::new("region", Arc::new(remote)).unwrap();
+    let local = Arc::new(PlainMemory::new(length));
+    local.write(0, &vec![number("value") as u8; length as usize]).unwrap();
+    let options = PushOptions { interval: None, ..PushOptions::default() };
+    let pusher = Pusher::start(region.writer("a writer that dies").unwrap(), local, length, options).unwrap();
+    println!("\nflushed {}", pusher.flush().unwrap().epoch);
     std::io::stdin().read_line(&mut String::new()).unwrap();
 }
 
