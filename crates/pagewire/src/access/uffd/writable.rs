@@ -43,7 +43,9 @@ pub struct WriteOptions {
 /// - A flush covers every write, by whichever way and thread, that happened before it was called. Of
 ///   writes that happen while it runs it covers some: each page as it was at one moment.
 /// - Which pages were written is found by the kernel, to the page, whoever wrote: this program by any of
-///   the ways below, a library, or a system call such as `read(2)` into the memory.
+///   the ways below, a library, or a system call such as `read(2)` into the memory. The exception is who
+///   takes hold of pages first and writes to them later: direct I/O, and the registered buffers of io_uring.
+///   What comes in so while pages are pushed may be missed.
 /// - There is no `&[u8]` or `&mut [u8]` of it: other threads write the bytes, and these types promise that
 ///   nobody does. [`read`](Self::read) and [`write`](Self::write) have the kernel copy; the atomics are
 ///   sound for any number of threads; [`as_mut_ptr`](Self::as_mut_ptr) is for those who keep Rust's rules
