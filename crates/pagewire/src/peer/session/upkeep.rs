@@ -22,12 +22,13 @@ const MAX_LENGTH: u64 = 1 << 47;
 impl Shared {
     pub(super) fn greet_primary(&self, generation: u64, token: SessionToken) -> Result<(Greeting, Opened)> {
         let RegionAddress { peer, name } = &self.region;
-        let (was, mode) = {
+        let (was, mode, moves_on) = {
             let state = self.lock();
             let mode = state.lease.as_ref().map_or(OpenMode::Read, Lease::mode);
-            ((state.info.id != [0; 16]).then_some(state.info), mode)
+            ((state.info.id != [0; 16]).then_some(state.info), mode, state.moves_on)
         };
-        let (resume, writes) = (was.map(|was| (was.id, was.epoch)), mode != OpenMode::Read);
+        let resume = was.filter(|_| !moves_on).map(|was| (was.id, was.epoch));
+        let writes = mode != OpenMode::Read;
         let open = Request::Open { name: name.clone(), mode, resume };
         let timeout = self.options.connect_timeout;
         let (greeting, opened) = greet(peer, Role::Primary, token, generation, Some(&open), timeout)
@@ -37,7 +38,7 @@ impl Shared {
                 if was.is_some_and(|was| {
                     was.id != info.id
                         // A writer makes epochs, and may not have heard of its last one.
-                        || (!writes && (was.epoch, was.length) != (info.epoch, info.length))
+                        || (!writes && !moves_on && (was.epoch, was.length) != (info.epoch, info.length))
                 }) =>
             {
                 let text = format!("{peer} opened another region, or another epoch, than '{name}' was");
@@ -136,6 +137,7 @@ impl Shared {
             state.leased(*instance, opened.leased.as_ref());
             state.instance = *instance;
             state.failure = None;
+            state.moves_on = false;
             state.round_trip = round_trip;
         }
         self.changed.notify_all();
