@@ -17,6 +17,7 @@ mod hostile_server;
 mod killed_writers;
 mod local_copies;
 mod mappings;
+mod model;
 mod network;
 mod overload;
 mod pushes;

@@ -4,6 +4,7 @@ pub(crate) mod fake_server;
 pub(crate) mod fragile;
 pub(crate) mod frames;
 pub(crate) mod proxy;
+pub(crate) mod random;
 pub(crate) mod raw;
 pub(crate) mod recorder;
 pub(crate) mod role;
