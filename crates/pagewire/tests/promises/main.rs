@@ -11,6 +11,7 @@ mod cuts;
 mod epochs;
 mod file_changes;
 mod fork;
+mod full_disks;
 mod gone;
 mod hostile_client;
 mod hostile_server;

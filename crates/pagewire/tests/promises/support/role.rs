@@ -2,6 +2,7 @@
 //! test [`play`] with [`ROLE`] set; without it that test checks that there is nothing to play.
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -25,6 +26,10 @@ pub(crate) const TOUCH: &str = "touch";
 /// Writes the byte `value` over the first `length` bytes of the region at `peer`, flushes, and says so.
 pub(crate) const WRITE: &str = "write";
 
+/// In a mount namespace of its own, where `folder` is a file system of 1 MiB of which `filler` bytes are
+/// taken: serves a file of `size` bytes that lies there. A line has it remove the filler.
+pub(crate) const SERVE_FULL: &str = "serve-full";
+
 /// A process of this program.
 pub(crate) struct Actor {
     child: Child,
@@ -36,7 +41,20 @@ pub(crate) struct Actor {
 impl Actor {
     /// Starts one that plays `role`, with these settings.
     pub(crate) fn start(role: &str, settings: &[(&str, String)]) -> Self {
-        let mut command = Command::new(std::env::current_exe().unwrap());
+        Self::start_with(Command::new(std::env::current_exe().unwrap()), role, settings)
+    }
+
+    /// The same in a mount namespace of its own, where `folder` is an empty file system of `size` bytes. Both
+    /// go with the process.
+    pub(crate) fn start_in(folder: &Path, size: u64, role: &str, settings: &[(&str, String)]) -> Self {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "--", "sh", "-c"]);
+        command.arg("mount -t tmpfs -o size=$0 pagewire \"$1\" && shift && exec \"$@\"");
+        command.arg(size.to_string()).arg(folder).arg(std::env::current_exe().unwrap());
+        Self::start_with(command, role, settings)
+    }
+
+    fn start_with(mut command: Command, role: &str, settings: &[(&str, String)]) -> Self {
         command.args(["--exact", "support::role::play", "--nocapture"]).env(ROLE, role);
         for (name, value) in settings {
             command.env(setting_name(name), value);
@@ -137,6 +155,7 @@ fn play() {
         Ok(SERVE) => play_server(),
         Ok(TOUCH) => play_application(),
         Ok(WRITE) => play_writer(),
+        Ok(SERVE_FULL) => play_full_server(),
         other => assert!(other.is_err(), "there is no such part"),
     }
 }
@@ -148,6 +167,21 @@ fn play_server() {
     let (_server, address) = serve([region], &setting("listen").parse().unwrap());
     println!("\nlistening {address}");
     // Until it is killed, or its parent has gone.
+    std::io::stdin().read_line(&mut String::new()).unwrap();
+}
+
+fn play_full_server() {
+    let folder = PathBuf::from(setting("folder"));
+    let filler = folder.join("filler");
+    std::fs::write(&filler, vec![1; setting("filler").parse().unwrap()]).unwrap();
+    let size = setting("size").parse().unwrap();
+    let store = Arc::new(FileStore::open(&folder.join("region"), Some(size), true).unwrap());
+    let (_server, address) =
+        serve([Region::new("region", store).unwrap()], &setting("listen").parse().unwrap());
+    println!("\nlistening {address}");
+    std::io::stdin().read_line(&mut String::new()).unwrap();
+    std::fs::remove_file(&filler).unwrap();
+    println!("\nroom");
     std::io::stdin().read_line(&mut String::new()).unwrap();
 }
 
