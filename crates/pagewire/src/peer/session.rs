@@ -346,6 +346,10 @@ impl Shared {
         send(id, link);
         // A link that was lost before the call was in the table has not failed it.
         if !link.is_alive() {
+            if changes {
+                // It may have been sent all the same, and nobody else knows of it.
+                self.begin_anew(link.generation, &"just now");
+            }
             self.finish(id, |call| call.fail(lost(&self.region, "just now")));
         }
         id

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use pagewire_core::wire::{InstanceId, OpenMode, Request, Role, SessionToken};
 
 use super::write::Lease;
-use super::{Ask, Entry, RegionAddress, Shared};
+use super::{Ask, Entry, RegionAddress, Shared, State};
 use crate::error::{Error, ErrorKind, Result};
 use crate::peer::frame::FrameError;
 use crate::peer::link::{Greeting, Link, Opened, greet};
@@ -146,24 +146,30 @@ impl Shared {
 
     pub(super) fn primary_is_lost(&self, link: &Link, cause: &FrameError) {
         link.kill();
-        let bulk: Vec<Arc<Link>> = {
+        self.begin_anew(link.generation, cause);
+    }
+
+    /// Begins the session anew, if it is still of this generation: nothing more is sent on its links, so that
+    /// nothing that the peer still carries out can come behind what is sent from now on.
+    pub(super) fn begin_anew(&self, generation: u64, cause: &dyn std::fmt::Display) {
+        let links: Vec<Arc<Link>> = {
             let mut state = self.lock();
-            if state.closed {
+            if state.closed || state.generation != generation {
                 return;
             }
-            state.primary = None;
             state.generation += 1;
             state.token = crate::peer::random_id();
-            state.bulk.iter_mut().filter_map(Option::take).collect()
+            let State { primary, bulk, .. } = &mut *state;
+            primary.take().into_iter().chain(bulk.iter_mut().filter_map(Option::take)).collect()
         };
         tracing::warn!(region = %self.region, error = %cause, "lost the connection; making it again");
         self.changed.notify_all();
-        bulk.iter().for_each(|link| link.kill());
+        links.iter().for_each(|link| link.kill());
         self.fail_unrepeatable(cause);
     }
 
     /// Ends the calls that are not sent again on another link.
-    pub(super) fn fail_unrepeatable(&self, cause: &FrameError) {
+    pub(super) fn fail_unrepeatable(&self, cause: &dyn std::fmt::Display) {
         let unrepeatable = |entry: &Entry| !matches!(entry.call.ask, Ask::Read { .. });
         self.fail_calls(unrepeatable, || lost(&self.region, cause));
     }
@@ -234,9 +240,7 @@ impl Shared {
         };
         if self.calls().values().any(|entry| of_link(entry)) {
             // Nobody knows whether the peer still carries them out.
-            if let Ok((primary, _)) = self.primary() {
-                return primary.kill();
-            }
+            return self.begin_anew(link.generation, cause);
         }
         // What was on its way on this connection is lost; only who pulls can say what that was. The
         // peer hears of the end of a stream when who pulls lets go of it.
@@ -270,11 +274,10 @@ impl Shared {
         while !self.pause(tick) {
             let now = Instant::now();
             let late = |entry: &Entry| entry.call.deadline.is_some_and(|deadline| deadline < now);
-            if self.calls().values().any(|entry| entry.changes && late(entry))
-                && let Ok((primary, _)) = self.primary()
-            {
-                // As for a connection that is lost.
-                primary.kill();
+            let generation = self.lock().generation;
+            if self.calls().values().any(|entry| entry.changes && late(entry)) {
+                // As for a connection that is lost; it is not known of which generation they are.
+                self.begin_anew(generation, &"there is no answer");
             }
             self.fail_calls(late, || {
                 let text = format!("no answer from {} within {:?}", self.region.peer, self.options.patience);
