@@ -78,6 +78,8 @@ pub struct WritableMapping {
     puller: Arc<Puller>,
     memory: Arc<TrackedMemory>,
     region: Arc<Region>,
+    /// The length of a chunk, in bytes.
+    chunk: u64,
     /// Held while the length changes.
     resizing: Mutex<()>,
 }
@@ -133,8 +135,8 @@ impl WritableMapping {
             Some(Resolver::start("pw-fault", faults)?)
         };
         let pusher = Pusher::start(writer, memory.clone(), capacity, options.push.clone())?;
-        let (region, resizing) = (region.clone(), Mutex::default());
-        Ok(Self { pusher, _resolver: resolver, puller, memory, region, resizing })
+        let (region, resizing, chunk) = (region.clone(), Mutex::default(), options.map.pull.chunk.bytes());
+        Ok(Self { pusher, _resolver: resolver, puller, memory, region, chunk, resizing })
     }
 
     /// The region's length as it is now, in bytes.
@@ -241,17 +243,20 @@ impl WritableMapping {
         if length > self.capacity() {
             return Err(store::too_long(length, self.capacity()));
         }
+        // What is asked for across an end that moves would be refused, and be an error for whoever waits for
+        // another page of it: the chunk that an end is in is there before the store hears of another one.
+        let pulled = self.puller.progress().length;
+        let end = length.min(now).min(self.memory.pulled());
+        self.puller.prefault(ByteRange::new(end / self.chunk * self.chunk, end))?;
         if length > now {
             self.prefault_for_system_calls(now, 0)?;
             self.memory.clear(ByteRange::new(now, length))?;
             return self.pusher.set_length(length);
         }
+        self.puller.supersede(ByteRange::new(round_up(length, 4096).min(pulled), pulled));
         self.pusher.set_length(length)?;
         self.prefault_for_system_calls(length, 0)?;
-        self.memory.cut(length)?;
-        let pulled = self.puller.progress().length;
-        self.puller.supersede(ByteRange::new(round_up(length, 4096).min(pulled), pulled));
-        Ok(())
+        self.memory.cut(length)
     }
 
     /// Waits until the bytes of `range` have arrived, for those who want an error instead of a SIGBUS.
