@@ -33,8 +33,7 @@ impl Journaled {
         }
         let committed = self.wait_until_placed().and_then(|()| self.commit(&mut writing, number));
         if committed.is_err() {
-            let length = self.view().length;
-            self.staged().give_up(length);
+            self.give_up_staged();
         }
         committed
     }
@@ -92,6 +91,7 @@ impl Journaled {
             self.take_back(&*journal, writing, block);
             return Err(self.sidecar.failed("make durable", &error));
         }
+        self.sidecar.synced();
         // Both at once for whoever reads what is staged.
         let mut staged = self.staged();
         self.view().commit(Arc::new(staged.commit(number)));

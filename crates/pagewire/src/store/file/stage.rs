@@ -1,6 +1,7 @@
 //! Staging: what is written goes to the journal, a slot for each page, and only the writer sees it.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 
 use pagewire_core::chunk::{ByteRange, PAGE_SIZE, round_up};
 use pagewire_core::journal::{Area, Index, hash};
@@ -20,8 +21,12 @@ pub(super) struct Staged {
     /// was given up.
     pub(super) number: u64,
     pages: HashMap<u64, Slot>,
-    /// How many slots are taken.
+    /// How many slots there are.
     pub(super) slots: u64,
+    /// Those of them that no page has any more. Whoever was reading may still read from them.
+    freed: Vec<u64>,
+    /// Those that nobody reads from either.
+    free: Vec<u64>,
     /// Pages that were staged, and whose slot may hold anything since it could not be written again.
     broken: HashSet<u64>,
     /// The region's length with what is staged, and the shortest that it was; and without.
@@ -46,6 +51,8 @@ impl Staged {
             number: new_number(),
             pages: HashMap::new(),
             slots: 0,
+            freed: Vec::new(),
+            free: Vec::new(),
             broken: HashSet::new(),
             length,
             cut: length,
@@ -85,6 +92,8 @@ impl Staged {
     fn clear(&mut self, length: u64) {
         self.pages.clear();
         self.broken.clear();
+        self.freed.clear();
+        self.free.clear();
         self.slots = 0;
         (self.length, self.cut, self.before) = (length, length, length);
     }
@@ -97,6 +106,37 @@ impl Staged {
         self.flushed = flushed;
         self.clear(committed.length);
         committed
+    }
+
+    /// A page holds zeroes now.
+    fn zero(&mut self, page: u64) {
+        if let Some(Slot { slot, .. }) = self.pages.insert(page, Slot { slot: ZERO, hash: 0 })
+            && slot != ZERO
+        {
+            self.freed.push(slot);
+        }
+        self.broken.remove(&page);
+    }
+
+    /// The pages from `end` on are gone.
+    fn cut(&mut self, end: u64) {
+        let freed = self.pages.iter().filter(|(page, slot)| **page >= end && slot.slot != ZERO);
+        self.freed.extend(freed.map(|(_, slot)| slot.slot));
+        self.pages.retain(|page, _| *page < end);
+        self.broken.retain(|page| *page < end);
+    }
+
+    /// The slots for some pages: those that they have, and others.
+    fn take_slots(&mut self, pages: Range<u64>) -> Vec<u64> {
+        pages
+            .map(|page| match self.slot(page) {
+                Some(slot) if slot != ZERO => slot,
+                _ => self.free.pop().unwrap_or_else(|| {
+                    self.slots += 1;
+                    self.slots - 1
+                }),
+            })
+            .collect()
     }
 
     /// What the area holds.
@@ -198,10 +238,7 @@ impl Journaled {
                 }
             }
             let mut staged = self.staged();
-            for page in first..last {
-                staged.pages.insert(page, Slot { slot: ZERO, hash: 0 });
-                staged.broken.remove(&page);
-            }
+            (first..last).for_each(|page| staged.zero(page));
         }
         Ok(())
     }
@@ -223,9 +260,7 @@ impl Journaled {
         let mut staged = self.staged();
         staged.length = length;
         staged.cut = staged.cut.min(length);
-        let end = length.div_ceil(PAGE_SIZE);
-        staged.pages.retain(|page, _| *page < end);
-        staged.broken.retain(|page| *page < end);
+        staged.cut(length.div_ceil(PAGE_SIZE));
         Ok(())
     }
 
@@ -271,23 +306,32 @@ impl Journaled {
         Ok(())
     }
 
+    /// Sees to it that staging `pages` makes the area no longer than the region can be, whatever was staged and
+    /// replaced by zeroes, or cut off, before.
+    fn reuse_slots(&self, pages: &Range<u64>) {
+        let most = self.capacity.div_ceil(PAGE_SIZE);
+        let freed = {
+            let mut staged = self.staged();
+            if staged.slots + (pages.end - pages.start) <= most {
+                return;
+            }
+            std::mem::take(&mut staged.freed)
+        };
+        if !freed.is_empty() {
+            self.gate.wait();
+            self.staged().free.extend(freed);
+        }
+    }
+
     /// Stages whole pages: each that is staged already in its slot, the others in new ones, one after the
     /// other.
     fn stage_pages(&self, journal: &dyn Disk, first: u64, bytes: &[u8]) -> Result<()> {
         let hashes: Vec<u64> = bytes.chunks_exact(PAGE).map(hash).collect();
+        let pages = first..first + hashes.len() as u64;
+        self.reuse_slots(&pages);
         let (area, slots) = {
             let mut staged = self.staged();
-            let mut slots = Vec::with_capacity(hashes.len());
-            for page in first..first + hashes.len() as u64 {
-                slots.push(match staged.slot(page) {
-                    Some(slot) if slot != ZERO => slot,
-                    _ => {
-                        staged.slots += 1;
-                        staged.slots - 1
-                    }
-                });
-            }
-            (staged.area(), slots)
+            (staged.area(), staged.take_slots(pages.clone()))
         };
         let mut done = 0;
         while done < slots.len() {
@@ -308,6 +352,13 @@ impl Journaled {
                 } else if staged.pages.contains_key(&page) {
                     staged.broken.insert(page);
                 }
+            }
+            if written.is_err() {
+                // Nobody has read from those that no page has got.
+                let unused = pages.clone().zip(&slots).skip(done);
+                let unused = unused.filter(|(page, slot)| staged.slot(*page) != Some(**slot));
+                let unused: Vec<u64> = unused.map(|(_, slot)| *slot).collect();
+                staged.free.extend(unused.into_iter().rev());
             }
             drop(staged);
             written.map_err(|error| self.sidecar.failed("write to", &error))?;
