@@ -9,6 +9,7 @@ mod support;
 mod crowds;
 mod cuts;
 mod epochs;
+mod fairness;
 mod file_changes;
 mod fork;
 mod full_disks;
