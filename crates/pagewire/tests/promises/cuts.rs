@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use pagewire::access::serve::ServerOptions;
 use pagewire::address::PeerAddress;
 use pagewire::engine::{PlainMemory, PushOptions, Pusher, Region};
 use pagewire::store::{
@@ -15,16 +16,22 @@ use pagewire::{ByteRange, Error, ErrorKind, Result};
 use pagewire_core::wire::FrameType;
 
 use crate::support::frames::{Fate, FrameProxy};
-use crate::support::{self, anywhere, patient_for, pattern, region_at, wait_until};
+use crate::support::{self, anywhere, patient_for, pattern, region_at, serve_with, wait_until};
 
 const LENGTH: u64 = 600 * 4096 + 100;
 const CAPACITY: u64 = 610 * 4096;
 
 /// A local copy that is written back to the region `cut` at `peer`: at an interval, or when it is told to.
 fn pusher(peer: &PeerAddress, interval: Option<Duration>) -> (Arc<PlainMemory>, Pusher) {
-    let remote =
-        RemoteStore::connect_writer(&region_at(peer, "cut"), &patient_for(15_000), "a test").unwrap();
-    let region = Region::new("cut", Arc::new(remote)).unwrap();
+    let mut remote = None;
+    // The one before may have had no connection to give the lease back on.
+    wait_until("the lease is free", || {
+        remote = RemoteStore::connect_writer(&region_at(peer, "cut"), &patient_for(15_000), "a test")
+            .inspect_err(|error| assert_eq!(error.kind(), ErrorKind::Busy, "{error}"))
+            .ok();
+        remote.is_some()
+    });
+    let region = Region::new("cut", Arc::new(remote.unwrap())).unwrap();
     let local = Arc::new(PlainMemory::new(CAPACITY));
     let options = PushOptions { interval, ..PushOptions::default() };
     let writer = region.writer("a test").unwrap();
@@ -48,7 +55,8 @@ fn is_of_a_flush(kind: FrameType) -> bool {
 /// Loses the connection at every frame of flushes to `store`.
 fn cut_at_every_frame(name: &str, store: &Arc<dyn Store>, fate: Fate) {
     let region = Region::new("cut", store.clone()).unwrap();
-    let (_server, peer) = support::serve([region.clone()], &anywhere());
+    let options = ServerOptions { lapse: Duration::from_millis(20), ..ServerOptions::default() };
+    let (_server, peer) = serve_with([region.clone()], &anywhere(), options);
     let mut kinds = Vec::new();
     for frame in 0.. {
         let what = format!("{name}, {fate:?} at frame {frame}");
