@@ -7,12 +7,13 @@
 
 use std::io;
 use std::ops::Range;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::{self, NonNull};
 
 #[cfg(feature = "sqlite")]
 use crate::gate::Lent;
 use crate::gate::{Gate, Write};
-use crate::syscall::{check, invalid};
+use crate::syscall::{check, invalid, retry_count};
 use crate::{HUGE_PAGE_SIZE, PAGE_SIZE};
 
 /// Ranges that one process_vm call takes: the kernel's `UIO_MAXIOV`.
@@ -304,6 +305,16 @@ impl Mapping {
     /// Permission denied for a [`Protection::Read`] mapping; busy while it is lent to a database that writes
     /// it; invalid input outside of it; `EFAULT` for poison. A part is then written.
     pub fn copy_in(&self, offset: usize, bytes: &[u8]) -> io::Result<()> {
+        self.copy_in_noting(offset, bytes, |_| {})
+    }
+
+    /// The same, which tells `note` of each part of the mapping when it is written.
+    pub(crate) fn copy_in_noting(
+        &self,
+        offset: usize,
+        bytes: &[u8],
+        mut note: impl FnMut(Range<usize>),
+    ) -> io::Result<()> {
         self.range_address(offset, bytes.len()).ok_or_else(|| invalid("range outside of the mapping"))?;
         if self.protection == Protection::Read {
             return Err(io::ErrorKind::PermissionDenied.into());
@@ -316,9 +327,39 @@ impl Mapping {
             let remote = self.remote(offset + done, rest.len());
             // SAFETY: the kernel only reads `rest`. It writes within this mapping, of which no slice lives: who
             // made one has promised that `copy_in` is not called.
-            done += transferred(unsafe { libc::process_vm_writev(own_pid(), &local, 1, &remote, 1, 0) })?;
+            let count = transferred(unsafe { libc::process_vm_writev(own_pid(), &local, 1, &remote, 1, 0) })?;
+            note(offset + done..offset + done + count);
+            done += count;
         }
         Ok(())
+    }
+
+    /// Has the kernel read `len` bytes of a file into the mapping, from `at` in the file on: by `pread`, without
+    /// a copy in between. Answers how many there were: fewer at the end of the file.
+    ///
+    /// # Errors
+    ///
+    /// As [`Mapping::copy_in`]; what the file answers. A part is then written.
+    pub fn read_from(&self, file: BorrowedFd<'_>, at: u64, offset: usize, len: usize) -> io::Result<usize> {
+        self.range_address(offset, len).ok_or_else(|| invalid("range outside of the mapping"))?;
+        if self.protection == Protection::Read {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        let _write = self.gate.write()?;
+        let mut done = 0;
+        while done < len {
+            let from = libc::off_t::try_from(at.saturating_add(done as u64))
+                .map_err(|_| invalid("offset too large for a file"))?;
+            let room = self.remote(offset + done, len - done);
+            // SAFETY: the kernel writes at most as many bytes as `room` has, which lie within this mapping; no slice
+            // of it lives: who made one has promised that nothing of this type changes the bytes.
+            match retry_count(|| unsafe { libc::pread(file.as_raw_fd(), room.iov_base, room.iov_len, from) })?
+            {
+                0 => break,
+                count => done += count,
+            }
+        }
+        Ok(done)
     }
 
     /// Begins a change of bytes by somebody who is not lent the mapping; an error while it is lent.

@@ -14,6 +14,7 @@
 mod access;
 mod faults;
 mod hashes;
+mod pinned;
 mod segments;
 mod tracking;
 mod widths;
@@ -24,6 +25,7 @@ use std::sync::{Mutex, PoisonError};
 
 use self::faults::Faults;
 use self::hashes::Hashes;
+use self::pinned::{Pinned, union};
 use self::segments::bits;
 pub use self::tracking::Tracking;
 use self::widths::Widths;
@@ -59,7 +61,7 @@ pub struct TrackedMapping {
 /// What each kind of tracking keeps.
 #[derive(Debug)]
 enum Means {
-    Async { pagemap: PagemapScan, room: Mutex<ScanRoom> },
+    Async { pagemap: PagemapScan, room: Mutex<ScanRoom>, pinned: Pinned },
     Sync(Faults),
     Hash(Hashes),
 }
@@ -100,9 +102,11 @@ impl TrackedMapping {
         let write_protect = tracking != Tracking::Hash;
         uffd.register(&mapping, RegisterModes { missing: true, write_protect, minor: false })?;
         let means = match tracking {
-            Tracking::Async => {
-                Means::Async { pagemap: PagemapScan::open_self()?, room: Mutex::new(ScanRoom::new()) }
-            }
+            Tracking::Async => Means::Async {
+                pagemap: PagemapScan::open_self()?,
+                room: Mutex::new(ScanRoom::new()),
+                pinned: Pinned::default(),
+            },
             Tracking::Sync => Means::Sync(Faults::new(mapping.len())),
             Tracking::Hash => Means::Hash(Hashes::new(mapping.len())),
         };
@@ -230,7 +234,7 @@ impl TrackedMapping {
                 })
             })
         };
-        let Means::Async { pagemap, room } = &self.means else { return poison(&mut poisoned) };
+        let Means::Async { pagemap, room, .. } = &self.means else { return poison(&mut poisoned) };
         // To the kernel, poison is a page that was written and swapped out. No take comes in between.
         let mut room = room.lock().unwrap_or_else(PoisonError::into_inner);
         let result = poison(&mut poisoned);
@@ -266,7 +270,11 @@ impl TrackedMapping {
         };
         let segments = match &self.means {
             // What the kernel notes of a page is gone with it.
-            Means::Async { .. } => return discard(&range),
+            Means::Async { pinned, .. } => {
+                discard(&range)?;
+                drop(pinned.take(self.mapping.len(), range));
+                return Ok(());
+            }
             Means::Sync(faults) => &faults.segments,
             Means::Hash(hashes) => &hashes.segments,
         };
@@ -306,10 +314,10 @@ impl TrackedMapping {
     /// What the kernel answers.
     pub fn count_written(&self) -> io::Result<usize> {
         match &self.means {
-            Means::Async { .. } => {
-                let mut bytes = 0;
-                self.scan(0..self.mapping.len(), false, |run| bytes += run.len())?;
-                Ok(bytes)
+            Means::Async { pinned, .. } => {
+                let (all, mut found) = (0..self.mapping.len(), Vec::new());
+                self.scan(all.clone(), false, |run| found.push(run))?;
+                Ok(union(found, pinned.look(all)).iter().map(Range::len).sum())
             }
             Means::Sync(faults) => faults.count(),
             Means::Hash(hashes) => hashes.count(&self.mapping),
@@ -344,17 +352,27 @@ impl TrackedMapping {
         self.take(range, |_| {})
     }
 
-    fn take(&self, range: Range<usize>, each: impl FnMut(Range<usize>)) -> io::Result<()> {
+    fn take(&self, range: Range<usize>, mut each: impl FnMut(Range<usize>)) -> io::Result<()> {
         match &self.means {
-            Means::Async { .. } => self.scan(range, true, each),
-            Means::Sync(faults) => faults.take(&self.mapping, &self.uffd, range, each),
-            Means::Hash(hashes) => hashes.take(&self.mapping, range, each),
+            Means::Async { pinned, .. } => {
+                // Before the scan, so that what is noted later is in the next take.
+                let noted = pinned.take(self.mapping.len(), range.clone());
+                if noted.is_empty() {
+                    return self.scan(range, true, each);
+                }
+                let mut found = Vec::new();
+                let scanned = self.scan(range, true, |run| found.push(run));
+                union(found, noted).into_iter().for_each(each);
+                scanned
+            }
+            Means::Sync(faults) => faults.take(&self.mapping, &self.uffd, range, &mut each),
+            Means::Hash(hashes) => hashes.take(&self.mapping, range, &mut each),
         }
     }
 
     /// Asks the kernel for written pages, with [`Tracking::Async`].
     fn scan(&self, range: Range<usize>, rearm: bool, mut each: impl FnMut(Range<usize>)) -> io::Result<()> {
-        let Means::Async { pagemap, room } = &self.means else { return Ok(()) };
+        let Means::Async { pagemap, room, .. } = &self.means else { return Ok(()) };
         let base = self.mapping.address();
         let addresses = (base + range.start) as u64..(base + range.end) as u64;
         let mut room = room.lock().unwrap_or_else(PoisonError::into_inner);

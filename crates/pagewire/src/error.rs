@@ -139,6 +139,9 @@ impl Error {
             | io::ErrorKind::UnexpectedEof
             | io::ErrorKind::TimedOut => ErrorKind::Unavailable,
             io::ErrorKind::Unsupported => ErrorKind::Unsupported,
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+                ErrorKind::NoSpace
+            }
             _ => ErrorKind::Io,
         };
         Self::new(kind, what).because(cause)

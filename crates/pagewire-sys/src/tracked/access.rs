@@ -2,9 +2,11 @@
 
 use std::io;
 use std::ops::Range;
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64};
 
 use super::{Means, TrackedMapping};
+use crate::PAGE_SIZE;
 
 /// Access. Absent pages are waited for.
 impl TrackedMapping {
@@ -66,7 +68,28 @@ impl TrackedMapping {
     ///
     /// As [`Mapping::copy_in`](crate::mapping::Mapping::copy_in).
     pub fn copy_in(&self, offset: usize, bytes: &[u8]) -> io::Result<()> {
-        self.mapping.copy_in(offset, bytes)
+        let mut noted = Ok(());
+        let copied = self.mapping.copy_in_noting(offset, bytes, |part| {
+            let pages = part.start / PAGE_SIZE * PAGE_SIZE..part.end.next_multiple_of(PAGE_SIZE);
+            match &self.means {
+                Means::Async { pinned, .. } => pinned.note(self.mapping.len(), pages),
+                Means::Sync(faults) => noted = faults.written(pages),
+                // Whose content has changed is found whenever it did.
+                Means::Hash(_) => {}
+            }
+        });
+        copied.and(noted)
+    }
+
+    /// Has the kernel read `len` bytes of a file into the memory, from `at` in the file on, without a copy in
+    /// between. Answers how many there were: fewer at the end of the file. It is a write as any other, unless
+    /// the file is open for direct I/O, whose writes a take that comes meanwhile may miss.
+    ///
+    /// # Errors
+    ///
+    /// As [`Mapping::read_from`](crate::mapping::Mapping::read_from).
+    pub fn read_from(&self, file: BorrowedFd<'_>, at: u64, offset: usize, len: usize) -> io::Result<usize> {
+        self.mapping.read_from(file, at, offset, len)
     }
 
     /// The byte at `offset`, for access by several threads at once; see [`TrackedMapping::atomic_u64`].

@@ -103,6 +103,14 @@ impl Faults {
         Ok(pages * PAGE_SIZE)
     }
 
+    /// Notes the pages of a range that the kernel has written by way of pins: see [`super::pinned`].
+    pub(super) fn written(&self, range: Range<usize>) -> io::Result<()> {
+        self.segments.visit(range, |segment, part| {
+            segment.written |= bits(&part) & segment.present;
+            Ok(())
+        })
+    }
+
     /// Notes the page at `offset`, lifts its protection and wakes who waits for it.
     pub(super) fn note(&self, mapping: &Mapping, uffd: &Uffd, offset: usize) -> io::Result<()> {
         let address = mapping.address() + offset;

@@ -37,7 +37,7 @@ impl Widths {
 }
 
 /// Zeroes that are allocated as such, and not written one by one.
-fn zeroes(count: usize) -> Box<[AtomicU64]> {
+pub(super) fn zeroes(count: usize) -> Box<[AtomicU64]> {
     let plain = Box::into_raw(vec![0u64; count].into_boxed_slice());
     // SAFETY: AtomicU64 has the size and validity of u64, and on a 64-bit machine its alignment; the box was
     // ours alone.

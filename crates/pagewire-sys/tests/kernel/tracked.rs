@@ -2,7 +2,9 @@
 #![allow(clippy::single_range_in_vec_init)]
 
 use std::collections::BTreeSet;
+use std::io::Write;
 use std::ops::Range;
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -231,6 +233,48 @@ fn what_is_collected_from_under_a_writer_is_its_memory_in_the_end() {
 }
 
 #[test]
+fn what_is_copied_in_while_it_is_collected_is_not_lost() {
+    const COUNT: usize = 8;
+    each(COUNT, |memory| {
+        let mut store = vec![1; COUNT * PAGE_SIZE];
+        memory.place(0, &store).unwrap();
+        let stop = AtomicBool::new(false);
+        let collect = |store: &mut [u8]| {
+            let mut ranges = Vec::new();
+            memory.take_written(&mut ranges).unwrap();
+            for range in &ranges {
+                memory.copy_out(range.start, &mut store[range.clone()]).unwrap();
+            }
+            ranges.len()
+        };
+        // Each round ends with a last copy and a last take, so that nothing later makes good what was lost.
+        for round in 0..300 {
+            std::thread::scope(|scope| {
+                let stopped = OnDrop(|| stop.store(true, Ordering::Relaxed));
+                let writer = scope.spawn(|| {
+                    for step in 0..20 {
+                        let byte = (round * 20 + step) as u8;
+                        memory.copy_in(100, &vec![byte; COUNT * PAGE_SIZE - 200]).unwrap();
+                    }
+                    stop.store(true, Ordering::Relaxed);
+                });
+                while !stop.load(Ordering::Relaxed) {
+                    collect(&mut store);
+                }
+                writer.join().unwrap();
+                drop(stopped);
+            });
+            stop.store(false, Ordering::Relaxed);
+            collect(&mut store);
+            assert_eq!(collect(&mut store), 0, "round {round}: nothing is reported twice");
+            let mut end = vec![0; COUNT * PAGE_SIZE];
+            memory.mapping().copy_out(0, &mut end).unwrap();
+            assert!(end == store, "round {round}: a copy was lost");
+        }
+    });
+}
+
+#[test]
 fn discarded_pages_are_absent_and_clean() {
     each(70, |memory| {
         memory.place(0, &pages(1, 70)).unwrap();
@@ -338,6 +382,28 @@ fn many_ranges_are_copied_one_after_the_other() {
         let outside = COUNT * PAGE_SIZE - 1..COUNT * PAGE_SIZE + 1;
         assert!(memory.copy_out_ranges(&[outside], &mut buffer[..2]).is_err());
         assert_eq!(take(memory), []);
+    });
+}
+
+#[test]
+fn what_is_read_from_a_file_into_the_memory_is_written() {
+    each(8, |memory| {
+        memory.place(0, &[1; 8 * PAGE_SIZE]).unwrap();
+        assert_eq!(take(memory), []);
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[7; 3 * PAGE_SIZE]).unwrap();
+        let read = memory.read_from(file.as_fd(), 10, 2 * PAGE_SIZE + 5, 100).unwrap();
+        assert_eq!((read, take(memory)), (100, vec![2..3]));
+        let read =
+            memory.read_from(file.as_fd(), 2 * PAGE_SIZE as u64, 5 * PAGE_SIZE, 3 * PAGE_SIZE).unwrap();
+        assert_eq!((read, take(memory)), (PAGE_SIZE, vec![5..6]), "the file ends");
+        let mut bytes = vec![0; 8 * PAGE_SIZE];
+        memory.copy_out(0, &mut bytes).unwrap();
+        let mut model = vec![1; 8 * PAGE_SIZE];
+        model[2 * PAGE_SIZE + 5..][..100].fill(7);
+        model[5 * PAGE_SIZE..6 * PAGE_SIZE].fill(7);
+        assert!(bytes == model);
+        assert!(memory.read_from(file.as_fd(), 0, 8 * PAGE_SIZE - 1, 2).is_err(), "outside of the mapping");
     });
 }
 

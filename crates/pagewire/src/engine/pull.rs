@@ -111,6 +111,9 @@ struct Inner {
     chunks: AtomicBitSet,
     /// The chunks that were asked for on demand, and have not been answered.
     asked: AtomicBitSet,
+    /// Those of them that nobody waited for when they were asked for: on a connection that they share with
+    /// pushes and bulk.
+    ahead: AtomicBitSet,
     /// The chunks that could not be had, and why.
     failed: Mutex<BTreeMap<u64, Error>>,
     readahead: Mutex<Readahead>,
@@ -165,6 +168,7 @@ impl Puller {
             pages: AtomicBitSet::new(geometry.page_count()),
             chunks: AtomicBitSet::new(chunks),
             asked: AtomicBitSet::new(chunks),
+            ahead: AtomicBitSet::new(chunks),
             failed: Mutex::default(),
             readahead: Mutex::new(readahead),
             stream: Mutex::default(),
@@ -321,6 +325,10 @@ impl Inner {
         if frontier != NOWHERE && near.contains(&offset) && !self.asked.contains(chunk.0) {
             return Fault::Soon(Instant::now() + SOON);
         }
+        if self.ahead.contains(chunk.0) {
+            self.read_ahead(chunk);
+            return Fault::Soon(Instant::now() + SOON);
+        }
         self.demand_from(chunk, offset, Urgency::Demand);
         self.read_ahead(chunk);
         Fault::Handled
@@ -357,7 +365,13 @@ impl Inner {
 
     /// The same for somebody who waits for the page at `offset`, which is in the chunk.
     fn demand_from(self: &Arc<Self>, chunk: ChunkIndex, offset: u64, urgency: Urgency) {
-        if !self.asked.insert(chunk.0) {
+        if urgency == Urgency::Background {
+            self.ahead.insert(chunk.0);
+        }
+        let is_first = self.asked.insert(chunk.0);
+        // Whoever waits does not wait behind pushes and bulk: it is asked for once more.
+        let overtakes = urgency == Urgency::Demand && self.ahead.remove(chunk.0);
+        if !is_first && !overtakes {
             return;
         }
         let mut missing = self.missing(self.geometry.range_of(chunk));

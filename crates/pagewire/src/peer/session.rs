@@ -96,6 +96,8 @@ struct State {
     info: RegionInfo,
     /// The newest epoch that the peer has told of.
     newest: u64,
+    /// Whether to open the newest epoch, since the one that was open is gone.
+    moves_on: bool,
     /// Where the region is open for writing.
     lease: Option<Lease>,
     instance: InstanceId,
@@ -134,6 +136,7 @@ impl Session {
                 commit: false,
             },
             newest: 0,
+            moves_on: false,
             lease: owner.map(Lease::wanted),
             instance: [0; 16],
             failure: None,
@@ -212,12 +215,15 @@ impl Session {
             // A writer is at its own epoch.
             return Ok(self.info());
         }
-        match shared.control(|handle| Request::Refresh { handle })? {
-            Reply::Opened { info, .. } => {
+        match shared.control(|handle| Request::Refresh { handle }) {
+            Ok(Reply::Opened { info, .. }) => {
                 shared.lock().info = info;
                 Ok(info)
             }
-            _ => Err(unexpected("REFRESH")),
+            Ok(_) => Err(unexpected("REFRESH")),
+            // The connection was lost, and the epoch went before it was made again.
+            Err(error) if error.kind() == ErrorKind::Stale => shared.move_on(error),
+            Err(error) => Err(error),
         }
     }
 }
@@ -283,6 +289,10 @@ fn spawn(name: String, run: impl FnOnce() + Send + 'static) -> Result<()> {
         .map_err(|error| Error::io("cannot start a thread", &error))
 }
 
+fn is_stale(error: &Error) -> bool {
+    error.kind() == ErrorKind::Stale
+}
+
 fn cancelled(region: &RegionAddress) -> Error {
     Error::new(ErrorKind::Cancelled, format!("{region} was closed"))
 }
@@ -336,9 +346,30 @@ impl Shared {
         send(id, link);
         // A link that was lost before the call was in the table has not failed it.
         if !link.is_alive() {
+            if changes {
+                // It may have been sent all the same, and nobody else knows of it.
+                self.begin_anew(link.generation, &"just now");
+            }
             self.finish(id, |call| call.fail(lost(&self.region, "just now")));
         }
         id
+    }
+
+    /// Has the newest epoch opened in place of one that is gone, and waits for that; answers `stale` where it
+    /// takes longer than the patience.
+    fn move_on(&self, stale: Error) -> Result<RegionInfo> {
+        let mut state = self.lock();
+        state.moves_on = true;
+        let waited = self.changed.wait_timeout_while(state, self.options.patience, |state| {
+            !state.closed && state.moves_on && state.failure.as_ref().is_none_or(is_stale)
+        });
+        state = waited.expect("no holder panics").0;
+        match &state.failure {
+            _ if state.closed => Err(cancelled(&self.region)),
+            Some(failure) if !is_stale(failure) => Err(failure.clone()),
+            _ if state.moves_on => Err(stale),
+            _ => Ok(state.info),
+        }
     }
 
     /// Asks on the primary link, and waits for the reply.

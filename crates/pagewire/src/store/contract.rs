@@ -68,7 +68,7 @@ pub trait Store: Send + Sync {
         Stage { length: self.info().length, ..Stage::default() }
     }
 
-    /// Gives up what is staged.
+    /// Gives up what is staged. If anything was, it is another [stage](Store::stage) from then on.
     ///
     /// # Errors
     ///
@@ -154,6 +154,12 @@ pub trait Store: Send + Sync {
 pub(crate) fn stale(epoch: u64, newest: u64) -> Error {
     let text = format!("epoch {epoch} is gone; the newest is {newest}");
     Error::new(ErrorKind::Stale, text).with_retry(false)
+}
+
+/// The error for a flush of a stage that is not there any more.
+pub(crate) fn given_up() -> Error {
+    let text = "what was written and not flushed is lost, and is to be written again";
+    Error::new(ErrorKind::Unavailable, text).with_retry(true)
 }
 
 /// The error for a region that would grow past its capacity.
@@ -284,7 +290,7 @@ pub type FlushDone = Box<dyn FnOnce(Result<Info>) + Send>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Stage {
     /// Stays what it is for as long as the store has all that was written and not flushed. Another number
-    /// means that the store was restarted, and has lost it.
+    /// means that something of it is lost: the store was restarted, or has given up what was staged.
     pub number: u64,
     /// The greatest number of a flush of the newest writer that is known to be durable.
     pub flushed: u64,

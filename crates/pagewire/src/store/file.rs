@@ -25,6 +25,8 @@ mod view;
 #[cfg(test)]
 mod simulated;
 #[cfg(test)]
+pub(crate) mod steps;
+#[cfg(test)]
 mod tests;
 
 use std::cell::Cell;

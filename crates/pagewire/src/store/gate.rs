@@ -9,6 +9,8 @@ use std::sync::{Arc, Condvar, Mutex};
 #[derive(Default)]
 pub(crate) struct Gate {
     state: Mutex<State>,
+    /// Held by who waits: there are two generations only.
+    waiting: Mutex<()>,
     left: Condvar,
 }
 
@@ -33,8 +35,9 @@ impl Gate {
         Ticket { gate: self.clone(), generation }
     }
 
-    /// Waits until the reads that are under way now have ended. One thread at a time may wait.
+    /// Waits until the reads that are under way now have ended.
     pub(crate) fn wait(&self) {
+        let _one = self.waiting.lock().expect("no holder panics");
         let mut state = self.state.lock().expect("no holder panics");
         let old = state.generation;
         state.generation = 1 - old;

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use pagewire_core::chunk::ByteRange;
 use uuid::Uuid;
 
-use super::{Capabilities, Completion, Flush, Info, Part, Read, STAGED, Stage, Store, stale};
+use super::{Capabilities, Completion, Flush, Info, Part, Read, STAGED, Stage, Store, given_up, stale};
 use crate::error::{Error, ErrorKind, Result};
 
 /// The length of a block, in bytes: small enough that copying one for a small write is cheap, large
@@ -41,6 +41,8 @@ struct State {
     /// What each of the last epochs has changed, to the block.
     changed: BTreeMap<u64, Vec<ByteRange>>,
     staged: Option<Arc<Image>>,
+    /// Grows whenever something that was staged is given up.
+    stage: u64,
     token: u64,
     flushed: u64,
 }
@@ -71,6 +73,7 @@ impl MemoryStore {
             replaced: BTreeMap::new(),
             changed: BTreeMap::new(),
             staged: None,
+            stage: 1,
             token: 0,
             flushed: 0,
         };
@@ -135,6 +138,12 @@ impl State {
             self.held.remove(&oldest);
         }
         self.replaced.clear();
+    }
+
+    fn give_up(&mut self) {
+        if self.staged.take().is_some() {
+            self.stage += 1;
+        }
     }
 
     fn staged(&mut self) -> &mut Image {
@@ -261,6 +270,10 @@ impl Store for MemoryStore {
 
     fn flush(&self, flush: Flush) {
         let mut state = self.lock();
+        if flush.stage != state.stage {
+            drop(state);
+            return (flush.done)(Err(given_up()));
+        }
         if flush.number > state.flushed {
             state.flushed = flush.number;
             if let Some(staged) = state.staged.take() {
@@ -275,17 +288,17 @@ impl Store for MemoryStore {
     fn stage(&self) -> Stage {
         let state = self.lock();
         let length = state.staged.as_ref().map_or(state.current.length, |staged| staged.length);
-        Stage { number: 0, flushed: state.flushed, token: state.token, length }
+        Stage { number: state.stage, flushed: state.flushed, token: state.token, length }
     }
 
     fn discard(&self) -> Result<()> {
-        self.lock().staged = None;
+        self.lock().give_up();
         Ok(())
     }
 
     fn fence(&self) -> Result<Option<u64>> {
         let mut state = self.lock();
-        state.staged = None;
+        state.give_up();
         state.flushed = 0;
         state.token += 1;
         Ok(Some(state.token))

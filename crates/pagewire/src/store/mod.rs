@@ -25,7 +25,7 @@ pub use contract::{
     Capabilities, Completion, Flush, FlushDone, Info, Lent, Read, STAGED, Stage, Store, Stream,
     StreamRequest, Urgency,
 };
-pub(crate) use contract::{stale, too_long};
+pub(crate) use contract::{given_up, stale, too_long};
 pub use file::{FileOptions, FileStore};
 pub(crate) use gather::Gather;
 pub use memory::MemoryStore;

@@ -191,7 +191,7 @@ impl Store for RemoteStore {
     }
 
     fn discard(&self) -> Result<()> {
-        super::wait(|done| self.session.change(|handle| Request::Discard { handle }, done))
+        super::wait(|done| self.session.discard(done))
     }
 
     fn fence(&self) -> Result<Option<u64>> {

@@ -7,14 +7,19 @@
 mod support;
 
 mod crowds;
+mod cuts;
 mod epochs;
+mod fairness;
 mod file_changes;
 mod fork;
+mod full_disks;
 mod gone;
 mod hostile_client;
 mod hostile_server;
+mod killed_writers;
 mod local_copies;
 mod mappings;
+mod model;
 mod network;
 mod overload;
 mod pushes;

@@ -11,6 +11,7 @@ use pagewire::{ByteRange, Error, ErrorKind};
 
 use crate::support::fragile::{Fragile, Trouble};
 use crate::support::proxy::{Proxy, Weather};
+use crate::support::random::{self, Random};
 use crate::support::{self, anywhere, patient_for, region_at, wait_until};
 
 const LENGTH: u64 = 40 * 4096 + 100;
@@ -177,19 +178,6 @@ fn what_is_behind_an_end_that_has_moved_is_zero() {
     assert_eq!(newest(&*store)[LENGTH as usize / 4096 * 4096 + 4096..][..4096], [5; 4096]);
 }
 
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn draw(&mut self, below: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % below
-    }
-}
-
 /// What every epoch is, against what was written.
 struct Model {
     local: Arc<PlainMemory>,
@@ -232,8 +220,7 @@ impl Model {
 #[test]
 fn ten_thousand_steps_over_a_store_that_fails_in_every_way() {
     let capacity = 48 * 4096;
-    let seed = 20_261_123;
-    eprintln!("seed {seed}");
+    let seed = random::seed(20_261_123);
     let trouble = Trouble { write: 6, full: 5, lost: 6, restart: 4 };
     let store = Fragile::new(MemoryStore::with_capacity(20 * 4096, capacity), seed, trouble);
     let options = PushOptions { interval: Some(Duration::from_micros(300)), ..PushOptions::default() };
@@ -265,8 +252,7 @@ fn ten_thousand_steps_over_a_store_that_fails_in_every_way() {
 #[test]
 fn steps_over_a_network_that_cuts_and_servers_that_are_restarted() {
     let capacity = 48 * 4096;
-    let seed = 7;
-    eprintln!("seed {seed}");
+    let seed = random::seed(7);
     let store = Arc::new(MemoryStore::with_capacity(20 * 4096, capacity));
     let region = Region::new("memory", store.clone()).unwrap();
     let (server, address) = support::serve([region.clone()], &anywhere());

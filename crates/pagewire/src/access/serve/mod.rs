@@ -27,6 +27,9 @@ mod session;
 mod stream;
 mod writing;
 
+#[cfg(test)]
+mod killed;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};

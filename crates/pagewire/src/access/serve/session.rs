@@ -176,8 +176,12 @@ impl Session {
     }
 
     pub(super) fn close(&self, handle: u32) -> Result<()> {
-        let closed = self.lock().open.remove(&handle);
-        closed.map(drop).ok_or_else(|| no_handle(handle))
+        let closed = self.lock().open.remove(&handle).ok_or_else(|| no_handle(handle))?;
+        // The thread that has answered its last request may not have let go of it yet.
+        if let Some(writing) = &closed.writer {
+            writing.writer.give_back();
+        }
+        Ok(())
     }
 
     /// Runs `work` on a thread of its own: neither a read that somebody waits for nor another session is

@@ -73,7 +73,7 @@ pub(super) fn set_length(
 
 pub(super) fn discard(session: &Arc<Session>, outgoing: &Arc<Outgoing>, id: u64, handle: u32) -> Result<()> {
     let (writing, done) = (session.writer(handle)?, respond(outgoing, id));
-    session.aside(move || done(writing.writer.discard()))
+    session.aside(move || done(writing.discard()))
 }
 
 pub(super) fn flush(
@@ -105,14 +105,20 @@ pub(super) fn flush(
 }
 
 impl Writing {
-    /// A flush has failed: the client writes everything again, to whatever stage the store is at now.
+    /// A flush has failed: the client writes everything again.
     fn give_up(&self) {
-        match self.writer.discard() {
+        match self.discard() {
             Ok(()) => {}
             Err(error) if error.kind() == ErrorKind::Unsupported => {}
             Err(error) => tracing::debug!(%error, "what was staged may still be"),
         }
+    }
+
+    /// Gives up what is staged. What is written from now on belongs to whatever stage the store is at then.
+    fn discard(&self) -> Result<()> {
+        let result = self.writer.discard();
         self.stage.store(self.writer.stage().number, Ordering::Release);
+        result
     }
 }
 

@@ -35,6 +35,11 @@ impl TrackedMemory {
         Self { memory, pulled: RwLock::new(pulled) }
     }
 
+    /// Where what is pulled ends.
+    pub(super) fn pulled(&self) -> u64 {
+        *self.pulled.read().expect("no holder panics")
+    }
+
     /// Whether the page at `offset` is the store's to give. One that is not is made zeroes.
     pub(super) fn is_pulled(&self, offset: u64) -> Result<bool> {
         let pulled = self.pulled.read().expect("no holder panics");

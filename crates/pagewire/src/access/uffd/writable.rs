@@ -43,7 +43,9 @@ pub struct WriteOptions {
 /// - A flush covers every write, by whichever way and thread, that happened before it was called. Of
 ///   writes that happen while it runs it covers some: each page as it was at one moment.
 /// - Which pages were written is found by the kernel, to the page, whoever wrote: this program by any of
-///   the ways below, a library, or a system call such as `read(2)` into the memory.
+///   the ways below, a library, or a system call such as `read(2)` into the memory. The exception is who
+///   takes hold of pages first and writes to them later: direct I/O, and the registered buffers of io_uring.
+///   What comes in so while pages are pushed may be missed.
 /// - There is no `&[u8]` or `&mut [u8]` of it: other threads write the bytes, and these types promise that
 ///   nobody does. [`read`](Self::read) and [`write`](Self::write) have the kernel copy; the atomics are
 ///   sound for any number of threads; [`as_mut_ptr`](Self::as_mut_ptr) is for those who keep Rust's rules
@@ -76,6 +78,8 @@ pub struct WritableMapping {
     puller: Arc<Puller>,
     memory: Arc<TrackedMemory>,
     region: Arc<Region>,
+    /// The length of a chunk, in bytes.
+    chunk: u64,
     /// Held while the length changes.
     resizing: Mutex<()>,
 }
@@ -131,8 +135,8 @@ impl WritableMapping {
             Some(Resolver::start("pw-fault", faults)?)
         };
         let pusher = Pusher::start(writer, memory.clone(), capacity, options.push.clone())?;
-        let (region, resizing) = (region.clone(), Mutex::default());
-        Ok(Self { pusher, _resolver: resolver, puller, memory, region, resizing })
+        let (region, resizing, chunk) = (region.clone(), Mutex::default(), options.map.pull.chunk.bytes());
+        Ok(Self { pusher, _resolver: resolver, puller, memory, region, chunk, resizing })
     }
 
     /// The region's length as it is now, in bytes.
@@ -239,17 +243,20 @@ impl WritableMapping {
         if length > self.capacity() {
             return Err(store::too_long(length, self.capacity()));
         }
+        // What is asked for across an end that moves would be refused, and be an error for whoever waits for
+        // another page of it: the chunk that an end is in is there before the store hears of another one.
+        let pulled = self.puller.progress().length;
+        let end = length.min(now).min(self.memory.pulled());
+        self.puller.prefault(ByteRange::new(end / self.chunk * self.chunk, end))?;
         if length > now {
             self.prefault_for_system_calls(now, 0)?;
             self.memory.clear(ByteRange::new(now, length))?;
             return self.pusher.set_length(length);
         }
+        self.puller.supersede(ByteRange::new(round_up(length, 4096).min(pulled), pulled));
         self.pusher.set_length(length)?;
         self.prefault_for_system_calls(length, 0)?;
-        self.memory.cut(length)?;
-        let pulled = self.puller.progress().length;
-        self.puller.supersede(ByteRange::new(round_up(length, 4096).min(pulled), pulled));
-        Ok(())
+        self.memory.cut(length)
     }
 
     /// Waits until the bytes of `range` have arrived, for those who want an error instead of a SIGBUS.

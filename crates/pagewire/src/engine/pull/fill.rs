@@ -56,6 +56,7 @@ impl Sink for Fill {
         if self.urgency == Urgency::Demand {
             inner.counters.demand_took(self.asked.elapsed());
         }
+        inner.ahead.remove(self.chunk.0);
         inner.asked.remove(self.chunk.0);
         let range = inner.geometry.range_of(self.chunk);
         let result = result.and_then(|()| match inner.missing(range).first() {

@@ -184,7 +184,11 @@ impl Inner {
                 // The store has given up what was staged.
                 let _done = state.pages.end_flush(set, false);
                 state.lost();
-                return Err(error);
+                drop(state);
+                // One that says that it can pass, such as a server whose own store is another server's, is
+                // given everything again.
+                let Some(pause) = patience.after(&error) else { return Err(error) };
+                return self.pause(pause).map(|()| None);
             }
             drop(state);
             // The connection is lost: what has become of the flush is known when it is there again.

@@ -50,23 +50,13 @@ impl Lease {
     /// Takes a lease that nobody holds. `fence` makes the new token, and gives up what an earlier writer
     /// has staged.
     pub(super) fn take(&self, owner: &str, fence: impl FnOnce() -> Result<Option<u64>>) -> Result<Held> {
+        // Who is refused neither waits for what the holder does, nor holds it up.
+        self.lock().check_free()?;
         let _alone = self.turn.write().expect("no holder panics");
+        self.lock().check_free()?;
+        let fenced = fence()?;
         let mut state = self.lock();
-        if let Some(holder) = &state.holder {
-            match holder.gone {
-                None => return Err(busy(&format!("{} has the lease", holder.owner))),
-                Some((since, lapse)) if since.elapsed() < lapse => {
-                    let left = (lapse - since.elapsed()).as_secs_f64();
-                    let text = format!(
-                        "{} has the lease; its connection is lost, and the lease lapses in {left:.1} s",
-                        holder.owner
-                    );
-                    return Err(busy(&text));
-                }
-                Some(_) => {}
-            }
-        }
-        state.token = match fence()? {
+        state.token = match fenced {
             Some(token) => token,
             // Greater than any of a process before this one, as far as clocks go.
             None => (state.token + 1).max(since_1970()),
@@ -113,6 +103,7 @@ impl Lease {
             }
             None => {
                 state.holder = None;
+                drop(state);
                 discard();
             }
         }
@@ -120,6 +111,22 @@ impl Lease {
 }
 
 impl State {
+    /// Whether somebody else may take the lease.
+    fn check_free(&self) -> Result<()> {
+        let Some(Holder { owner, gone, .. }) = &self.holder else { return Ok(()) };
+        match gone {
+            None => Err(busy(&format!("{owner} has the lease"))),
+            Some((since, lapse)) if since.elapsed() < *lapse => {
+                let left = lapse.saturating_sub(since.elapsed()).as_secs_f64();
+                let text = format!(
+                    "{owner} has the lease; its connection is lost, and the lease lapses in {left:.1} s"
+                );
+                Err(busy(&text))
+            }
+            Some(_) => Ok(()),
+        }
+    }
+
     fn hold(&mut self, owner: &str) -> Held {
         if let Some(old) = self.holder.take() {
             old.revoked.store(true, Ordering::Release);
@@ -163,6 +170,19 @@ mod tests {
         assert!(two.token > one.token);
         assert_eq!(lease.turn(&one).err().unwrap().kind(), ErrorKind::Fenced);
         assert!(lease.turn(&two).is_ok());
+    }
+
+    #[test]
+    fn who_is_refused_does_not_wait_for_what_the_holder_does() {
+        let lease = Arc::new(Lease::new(0));
+        let one = take(&lease, "one").unwrap();
+        let _writing = lease.turn(&one).unwrap();
+        let (sender, answer) = std::sync::mpsc::sync_channel(1);
+        let second = lease.clone();
+        std::thread::spawn(move || sender.send(take(&second, "two").err()).unwrap());
+        let error = answer.recv_timeout(Duration::from_secs(20)).expect("it waits").unwrap();
+        assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
+        assert!(lease.turn(&one).is_ok(), "nor is the holder held up");
     }
 
     #[test]

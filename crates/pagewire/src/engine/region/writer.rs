@@ -200,6 +200,12 @@ impl Writer {
         wait(|done| self.flush(Flush { number: flushed + 1, stage, done }))
     }
 
+    /// Gives the lease back, and what is staged up, though others still hold this writer: what they do
+    /// with it fails from now on.
+    pub fn give_back(&self) {
+        self.region.lease.leave(&self.held, None, || self.region.give_up_staged());
+    }
+
     /// The writer is gone without a word: the lease waits for it for as long as `lapse`, with what is
     /// staged.
     pub fn lose(&self, lapse: Duration) {
@@ -209,7 +215,6 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        let region = &self.region;
-        region.lease.leave(&self.held, None, || region.give_up_staged());
+        self.give_back();
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use pagewire_core::wire::{InstanceId, OpenMode, Request, Role, SessionToken};
 
 use super::write::Lease;
-use super::{Ask, Entry, RegionAddress, Shared};
+use super::{Ask, Entry, RegionAddress, Shared, State};
 use crate::error::{Error, ErrorKind, Result};
 use crate::peer::frame::FrameError;
 use crate::peer::link::{Greeting, Link, Opened, greet};
@@ -22,12 +22,13 @@ const MAX_LENGTH: u64 = 1 << 47;
 impl Shared {
     pub(super) fn greet_primary(&self, generation: u64, token: SessionToken) -> Result<(Greeting, Opened)> {
         let RegionAddress { peer, name } = &self.region;
-        let (was, mode) = {
+        let (was, mode, moves_on) = {
             let state = self.lock();
             let mode = state.lease.as_ref().map_or(OpenMode::Read, Lease::mode);
-            ((state.info.id != [0; 16]).then_some(state.info), mode)
+            ((state.info.id != [0; 16]).then_some(state.info), mode, state.moves_on)
         };
-        let (resume, writes) = (was.map(|was| (was.id, was.epoch)), mode != OpenMode::Read);
+        let resume = was.filter(|_| !moves_on).map(|was| (was.id, was.epoch));
+        let writes = mode != OpenMode::Read;
         let open = Request::Open { name: name.clone(), mode, resume };
         let timeout = self.options.connect_timeout;
         let (greeting, opened) = greet(peer, Role::Primary, token, generation, Some(&open), timeout)
@@ -37,7 +38,7 @@ impl Shared {
                 if was.is_some_and(|was| {
                     was.id != info.id
                         // A writer makes epochs, and may not have heard of its last one.
-                        || (!writes && (was.epoch, was.length) != (info.epoch, info.length))
+                        || (!writes && !moves_on && (was.epoch, was.length) != (info.epoch, info.length))
                 }) =>
             {
                 let text = format!("{peer} opened another region, or another epoch, than '{name}' was");
@@ -136,6 +137,7 @@ impl Shared {
             state.leased(*instance, opened.leased.as_ref());
             state.instance = *instance;
             state.failure = None;
+            state.moves_on = false;
             state.round_trip = round_trip;
         }
         self.changed.notify_all();
@@ -144,24 +146,30 @@ impl Shared {
 
     pub(super) fn primary_is_lost(&self, link: &Link, cause: &FrameError) {
         link.kill();
-        let bulk: Vec<Arc<Link>> = {
+        self.begin_anew(link.generation, cause);
+    }
+
+    /// Begins the session anew, if it is still of this generation: nothing more is sent on its links, so that
+    /// nothing that the peer still carries out can come behind what is sent from now on.
+    pub(super) fn begin_anew(&self, generation: u64, cause: &dyn std::fmt::Display) {
+        let links: Vec<Arc<Link>> = {
             let mut state = self.lock();
-            if state.closed {
+            if state.closed || state.generation != generation {
                 return;
             }
-            state.primary = None;
             state.generation += 1;
             state.token = crate::peer::random_id();
-            state.bulk.iter_mut().filter_map(Option::take).collect()
+            let State { primary, bulk, .. } = &mut *state;
+            primary.take().into_iter().chain(bulk.iter_mut().filter_map(Option::take)).collect()
         };
         tracing::warn!(region = %self.region, error = %cause, "lost the connection; making it again");
         self.changed.notify_all();
-        bulk.iter().for_each(|link| link.kill());
+        links.iter().for_each(|link| link.kill());
         self.fail_unrepeatable(cause);
     }
 
     /// Ends the calls that are not sent again on another link.
-    pub(super) fn fail_unrepeatable(&self, cause: &FrameError) {
+    pub(super) fn fail_unrepeatable(&self, cause: &dyn std::fmt::Display) {
         let unrepeatable = |entry: &Entry| !matches!(entry.call.ask, Ask::Read { .. });
         self.fail_calls(unrepeatable, || lost(&self.region, cause));
     }
@@ -232,9 +240,7 @@ impl Shared {
         };
         if self.calls().values().any(|entry| of_link(entry)) {
             // Nobody knows whether the peer still carries them out.
-            if let Ok((primary, _)) = self.primary() {
-                return primary.kill();
-            }
+            return self.begin_anew(link.generation, cause);
         }
         // What was on its way on this connection is lost; only who pulls can say what that was. The
         // peer hears of the end of a stream when who pulls lets go of it.
@@ -268,11 +274,10 @@ impl Shared {
         while !self.pause(tick) {
             let now = Instant::now();
             let late = |entry: &Entry| entry.call.deadline.is_some_and(|deadline| deadline < now);
-            if self.calls().values().any(|entry| entry.changes && late(entry))
-                && let Ok((primary, _)) = self.primary()
-            {
-                // As for a connection that is lost.
-                primary.kill();
+            let generation = self.lock().generation;
+            if self.calls().values().any(|entry| entry.changes && late(entry)) {
+                // As for a connection that is lost; it is not known of which generation they are.
+                self.begin_anew(generation, &"there is no answer");
             }
             self.fail_calls(late, || {
                 let text = format!("no answer from {} within {:?}", self.region.peer, self.options.patience);

@@ -88,6 +88,13 @@ impl State {
         }
     }
 
+    /// The peer has given up what was staged: it is another stage from now on.
+    fn given_up(&mut self) {
+        if let Some(lease) = &mut self.lease {
+            lease.stage += 1;
+        }
+    }
+
     /// The lease is somebody else's. Answers whether that is news.
     pub(super) fn fenced(&mut self, error: &Error) -> bool {
         match &mut self.lease {
@@ -141,6 +148,20 @@ impl Session {
         self.ask_for_change(None, request, Box::new(move |reply| done(is_done(reply, "a change"))));
     }
 
+    /// Has the peer give up what is staged.
+    pub(crate) fn discard(&self, done: impl FnOnce(Result<()>) + Send + 'static) {
+        let shared = std::sync::Arc::downgrade(&self.shared);
+        self.change(
+            |handle| Request::Discard { handle },
+            move |result| {
+                if let (Ok(()), Some(shared)) = (&result, shared.upgrade()) {
+                    shared.lock().given_up();
+                }
+                done(result);
+            },
+        );
+    }
+
     /// Changes the region's length.
     pub(crate) fn set_length(&self, length: u64, done: impl FnOnce(Result<()>) + Send + 'static) {
         let shared = std::sync::Arc::downgrade(&self.shared);
@@ -176,7 +197,15 @@ impl Session {
                     Ok(info)
                 }
                 Ok(_) => Err(unexpected("FLUSH")),
-                Err(error) => Err(error),
+                Err(error) => {
+                    // A peer that says so has given up what was staged.
+                    if error.kind() != ErrorKind::Unavailable
+                        && let Some(shared) = shared.upgrade()
+                    {
+                        shared.lock().given_up();
+                    }
+                    Err(error)
+                }
             });
         });
         self.ask_for_change(Some(stage), |handle| Request::Flush { handle, number }, reply);

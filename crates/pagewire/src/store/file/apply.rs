@@ -122,10 +122,17 @@ impl Journaled {
             let view = self.view();
             (view.epoch, view.length)
         };
-        let flushed = self.staged().flushed;
+        let (token, flushed) = {
+            let staged = self.staged();
+            (staged.token, staged.flushed)
+        };
         self.sidecar.update(durable, |state| {
             (state.applied, state.applying) = (epoch, 0);
-            (state.stamp, state.length, state.flushed) = (stamp, length, flushed);
+            (state.stamp, state.length) = (stamp, length);
+            // A writer that has begun meanwhile has flushed nothing yet.
+            if state.token == token {
+                state.flushed = flushed;
+            }
         })
     }
 

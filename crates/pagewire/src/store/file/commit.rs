@@ -9,6 +9,7 @@ use pagewire_core::journal::{self, BLOCK, Commit};
 use super::disk::Disk;
 use super::journaled::{Journaled, Writing};
 use crate::error::{Error, ErrorKind, Result};
+use crate::store::given_up;
 
 /// How long a flush waits for the one before to be in its place.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -20,8 +21,7 @@ impl Journaled {
         {
             let mut staged = self.staged();
             if stage != staged.number {
-                let text = "the store was opened anew; what was not flushed is to be written again";
-                return Err(Error::new(ErrorKind::Unavailable, text).with_retry(true));
+                return Err(given_up());
             }
             if number <= staged.flushed {
                 return Ok(());
@@ -33,8 +33,7 @@ impl Journaled {
         }
         let committed = self.wait_until_placed().and_then(|()| self.commit(&mut writing, number));
         if committed.is_err() {
-            let length = self.view().length;
-            self.staged().clear(length);
+            self.give_up_staged();
         }
         committed
     }
@@ -92,6 +91,7 @@ impl Journaled {
             self.take_back(&*journal, writing, block);
             return Err(self.sidecar.failed("make durable", &error));
         }
+        self.sidecar.synced();
         // Both at once for whoever reads what is staged.
         let mut staged = self.staged();
         self.view().commit(Arc::new(staged.commit(number)));

@@ -9,6 +9,13 @@ use std::os::unix::fs::FileExt;
 use pagewire_core::chunk::ByteRange;
 use pagewire_core::journal::Stamp;
 
+#[cfg(test)]
+use super::steps::step;
+
+/// Before something is done to a file; a test may have it go no further.
+#[cfg(not(test))]
+fn step() {}
+
 /// A file, or what a test has in its place.
 pub(crate) trait Disk: Send + Sync {
     fn read_exact_at(&self, bytes: &mut [u8], at: u64) -> io::Result<()>;
@@ -37,14 +44,17 @@ impl Disk for File {
     }
 
     fn write_all_at(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+        step();
         FileExt::write_all_at(self, bytes, at)
     }
 
     fn sync(&self) -> io::Result<()> {
+        step();
         self.sync_data()
     }
 
     fn sync_all(&self) -> io::Result<()> {
+        step();
         File::sync_all(self)
     }
 
@@ -53,6 +63,7 @@ impl Disk for File {
     }
 
     fn set_len(&self, length: u64) -> io::Result<()> {
+        step();
         File::set_len(self, length)
     }
 
@@ -61,6 +72,7 @@ impl Disk for File {
             // The kernel refuses to punch a hole of no bytes.
             return Ok(());
         }
+        step();
         match pagewire_sys::file::punch_hole(self.as_fd(), range.start, range.len()) {
             Err(error) if error.kind() == io::ErrorKind::Unsupported => write_zeroes(self, range),
             result => result,

@@ -172,17 +172,23 @@ impl Journaled {
             state.token += 1;
             state.flushed = 0;
         })?;
-        let length = self.view().length;
+        self.give_up_staged();
         let mut staged = self.staged();
-        staged.clear(length);
         (staged.token, staged.flushed) = (self.sidecar.state().token, 0);
         Ok(staged.token)
     }
 
+    /// Gives up what is staged. Who calls has the right to write.
+    pub(super) fn give_up_staged(&self) {
+        let length = self.view().length;
+        self.staged().give_up(length);
+        // Whoever reads what was staged must have ended before the area is written again.
+        self.gate.wait();
+    }
+
     pub(super) fn discard(&self) -> Result<()> {
         let _writing = self.writing()?;
-        let length = self.view().length;
-        self.staged().clear(length);
+        self.give_up_staged();
         Ok(())
     }
 }

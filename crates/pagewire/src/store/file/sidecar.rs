@@ -29,12 +29,14 @@ pub(super) struct Sidecar {
 struct Inner {
     disk: Option<Arc<dyn Disk>>,
     state: State,
+    /// Whether the state is durable. One that was found may be none: who wrote it may have been killed.
+    durable: bool,
 }
 
 impl Sidecar {
     /// One that exists, or is to be made with `state`.
     pub(super) fn new(place: Place, disk: Option<Arc<dyn Disk>>, state: State) -> Self {
-        Self { place, inner: Mutex::new(Inner { disk, state }) }
+        Self { place, inner: Mutex::new(Inner { disk, state, durable: false }) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -58,7 +60,7 @@ impl Sidecar {
             return Ok(disk.clone());
         }
         let disk = self.make(&inner.state)?;
-        inner.disk = Some(disk.clone());
+        (inner.disk, inner.durable) = (Some(disk.clone()), true);
         Ok(disk)
     }
 
@@ -69,13 +71,22 @@ impl Sidecar {
         let mut state = inner.state;
         change(&mut state);
         state.sequence += 1;
+        if !inner.durable {
+            // Both blocks would be torn should the machine stop, and there would be no state at all.
+            disk.sync().map_err(|error| self.failed("make durable", &error))?;
+            inner.durable = true;
+        }
+        // Where it fails, the next one goes to the same block: this one may be torn, and the other must stay.
         let written = disk.write_all_at(&state.encode(), journal::state_at(state.sequence));
-        // Also where it failed: the block may have been written, and the other one must stay.
-        inner.state.sequence = state.sequence;
         let synced = written.and_then(|()| if durable { disk.sync() } else { Ok(()) });
         synced.map_err(|error| self.failed("write to", &error))?;
-        inner.state = state;
+        (inner.state, inner.durable) = (state, durable);
         Ok(())
+    }
+
+    /// The file was made durable, with all that it holds.
+    pub(super) fn synced(&self) {
+        self.lock().durable = true;
     }
 
     pub(super) fn failed(&self, what: &str, error: &io::Error) -> Error {
@@ -92,7 +103,7 @@ impl Sidecar {
             let file = options.read(true).write(true).create(true).truncate(true).open(&new)?;
             Disk::write_all_at(&file, &state.encode(), journal::state_at(state.sequence))?;
             Disk::write_all_at(&file, &[0; 2 * BLOCK], journal::commit_at(0))?;
-            file.sync_all()?;
+            Disk::sync_all(&file)?;
             std::fs::rename(&new, path)?;
             sync_folder(path)?;
             Ok(file)

@@ -34,17 +34,24 @@ struct Clock {
     stops_at: usize,
     /// From this operation on nothing can grow, up to that one.
     full: std::ops::Range<usize>,
+    /// The operation that fails, half done.
+    fails_at: usize,
 }
 
 impl Machine {
     /// One that stops before an operation.
     pub(super) fn stopping_at(operation: usize) -> Self {
-        Self(Arc::new(Mutex::new(Clock { operations: 0, stops_at: operation, full: 0..0 })))
+        Self::failing_at(usize::MAX, operation)
+    }
+
+    /// One of which one operation fails, half done, and which stops before another.
+    pub(super) fn failing_at(fails_at: usize, stops_at: usize) -> Self {
+        Self(Arc::new(Mutex::new(Clock { operations: 0, stops_at, full: 0..0, fails_at })))
     }
 
     /// One whose disks are full during some operations.
     pub(super) fn full(operations: std::ops::Range<usize>) -> Self {
-        let clock = Clock { operations: 0, stops_at: usize::MAX, full: operations };
+        let clock = Clock { operations: 0, stops_at: usize::MAX, full: operations, fails_at: usize::MAX };
         Self(Arc::new(Mutex::new(clock)))
     }
 
@@ -64,6 +71,9 @@ impl Machine {
             return Err(io::Error::other("the machine has stopped"));
         }
         clock.operations += 1;
+        if clock.operations - 1 == clock.fails_at {
+            return Err(io::Error::other("it fails this once"));
+        }
         if takes_room && clock.full.contains(&clock.operations) {
             return Err(io::ErrorKind::StorageFull.into());
         }
@@ -185,7 +195,12 @@ impl Disk for SimulatedDisk {
 
     fn write_all_at(&self, bytes: &[u8], at: u64) -> io::Result<()> {
         let grows = at as usize + bytes.len() > self.lock().now.bytes.len();
-        self.machine.operate(grows)?;
+        if let Err(error) = self.machine.operate(grows) {
+            if !self.machine.has_stopped() && !grows {
+                self.change(Change::Write(at as usize, bytes[..bytes.len() / 2].to_vec()))?;
+            }
+            return Err(error);
+        }
         self.change(Change::Write(at as usize, bytes.to_vec()))
     }
 

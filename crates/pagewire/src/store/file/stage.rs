@@ -1,6 +1,7 @@
 //! Staging: what is written goes to the journal, a slot for each page, and only the writer sees it.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 
 use pagewire_core::chunk::{ByteRange, PAGE_SIZE, round_up};
 use pagewire_core::journal::{Area, Index, hash};
@@ -16,11 +17,16 @@ const PAGE: usize = PAGE_SIZE as usize;
 /// What is staged for the next epoch.
 pub(super) struct Staged {
     epoch: u64,
-    /// Names this life of the store: what an earlier one had staged is lost.
+    /// Names what is staged since something was last lost: with an earlier life of the store, or because it
+    /// was given up.
     pub(super) number: u64,
     pages: HashMap<u64, Slot>,
-    /// How many slots are taken.
+    /// How many slots there are.
     pub(super) slots: u64,
+    /// Those of them that no page has any more. Whoever was reading may still read from them.
+    freed: Vec<u64>,
+    /// Those that nobody reads from either.
+    free: Vec<u64>,
     /// Pages that were staged, and whose slot may hold anything since it could not be written again.
     broken: HashSet<u64>,
     /// The region's length with what is staged, and the shortest that it was; and without.
@@ -40,13 +46,13 @@ struct Slot {
 
 impl Staged {
     pub(super) fn new(epoch: u64, length: u64, (token, flushed): (u64, u64)) -> Self {
-        let mut random = [0; 8];
-        random.copy_from_slice(&crate::peer::random_id()[..8]);
         Self {
             epoch,
-            number: u64::from_le_bytes(random) | 1,
+            number: new_number(),
             pages: HashMap::new(),
             slots: 0,
+            freed: Vec::new(),
+            free: Vec::new(),
             broken: HashSet::new(),
             length,
             cut: length,
@@ -73,10 +79,21 @@ impl Staged {
         !self.broken.is_empty()
     }
 
+    /// What is staged is given up, of a region of this length. Whoever has not heard of that finds another
+    /// number, and does not take an empty stage for what it has written.
+    pub(super) fn give_up(&mut self, length: u64) {
+        if !self.is_empty() || self.is_broken() {
+            self.number = new_number();
+        }
+        self.clear(length);
+    }
+
     /// Nothing is staged any more, of a region of this length.
-    pub(super) fn clear(&mut self, length: u64) {
+    fn clear(&mut self, length: u64) {
         self.pages.clear();
         self.broken.clear();
+        self.freed.clear();
+        self.free.clear();
         self.slots = 0;
         (self.length, self.cut, self.before) = (length, length, length);
     }
@@ -91,6 +108,37 @@ impl Staged {
         committed
     }
 
+    /// A page holds zeroes now.
+    fn zero(&mut self, page: u64) {
+        if let Some(Slot { slot, .. }) = self.pages.insert(page, Slot { slot: ZERO, hash: 0 })
+            && slot != ZERO
+        {
+            self.freed.push(slot);
+        }
+        self.broken.remove(&page);
+    }
+
+    /// The pages from `end` on are gone.
+    fn cut(&mut self, end: u64) {
+        let freed = self.pages.iter().filter(|(page, slot)| **page >= end && slot.slot != ZERO);
+        self.freed.extend(freed.map(|(_, slot)| slot.slot));
+        self.pages.retain(|page, _| *page < end);
+        self.broken.retain(|page| *page < end);
+    }
+
+    /// The slots for some pages: those that they have, and others.
+    fn take_slots(&mut self, pages: Range<u64>) -> Vec<u64> {
+        pages
+            .map(|page| match self.slot(page) {
+                Some(slot) if slot != ZERO => slot,
+                _ => self.free.pop().unwrap_or_else(|| {
+                    self.slots += 1;
+                    self.slots - 1
+                }),
+            })
+            .collect()
+    }
+
     /// What the area holds.
     pub(super) fn index(&self) -> Index {
         let mut index = Index::default();
@@ -102,6 +150,13 @@ impl Staged {
         }
         index
     }
+}
+
+/// A number that no stage had before.
+fn new_number() -> u64 {
+    let mut random = [0; 8];
+    random.copy_from_slice(&crate::peer::random_id()[..8]);
+    u64::from_le_bytes(random) | 1
 }
 
 /// Pages with their bytes: those of a write, cut at the borders of pages.
@@ -183,10 +238,7 @@ impl Journaled {
                 }
             }
             let mut staged = self.staged();
-            for page in first..last {
-                staged.pages.insert(page, Slot { slot: ZERO, hash: 0 });
-                staged.broken.remove(&page);
-            }
+            (first..last).for_each(|page| staged.zero(page));
         }
         Ok(())
     }
@@ -208,9 +260,7 @@ impl Journaled {
         let mut staged = self.staged();
         staged.length = length;
         staged.cut = staged.cut.min(length);
-        let end = length.div_ceil(PAGE_SIZE);
-        staged.pages.retain(|page, _| *page < end);
-        staged.broken.retain(|page| *page < end);
+        staged.cut(length.div_ceil(PAGE_SIZE));
         Ok(())
     }
 
@@ -256,23 +306,32 @@ impl Journaled {
         Ok(())
     }
 
+    /// Sees to it that staging `pages` makes the area no longer than the region can be, whatever was staged and
+    /// replaced by zeroes, or cut off, before.
+    fn reuse_slots(&self, pages: &Range<u64>) {
+        let most = self.capacity.div_ceil(PAGE_SIZE);
+        let freed = {
+            let mut staged = self.staged();
+            if staged.slots + (pages.end - pages.start) <= most {
+                return;
+            }
+            std::mem::take(&mut staged.freed)
+        };
+        if !freed.is_empty() {
+            self.gate.wait();
+            self.staged().free.extend(freed);
+        }
+    }
+
     /// Stages whole pages: each that is staged already in its slot, the others in new ones, one after the
     /// other.
     fn stage_pages(&self, journal: &dyn Disk, first: u64, bytes: &[u8]) -> Result<()> {
         let hashes: Vec<u64> = bytes.chunks_exact(PAGE).map(hash).collect();
+        let pages = first..first + hashes.len() as u64;
+        self.reuse_slots(&pages);
         let (area, slots) = {
             let mut staged = self.staged();
-            let mut slots = Vec::with_capacity(hashes.len());
-            for page in first..first + hashes.len() as u64 {
-                slots.push(match staged.slot(page) {
-                    Some(slot) if slot != ZERO => slot,
-                    _ => {
-                        staged.slots += 1;
-                        staged.slots - 1
-                    }
-                });
-            }
-            (staged.area(), slots)
+            (staged.area(), staged.take_slots(pages.clone()))
         };
         let mut done = 0;
         while done < slots.len() {
@@ -293,6 +352,13 @@ impl Journaled {
                 } else if staged.pages.contains_key(&page) {
                     staged.broken.insert(page);
                 }
+            }
+            if written.is_err() {
+                // Nobody has read from those that no page has got.
+                let unused = pages.clone().zip(&slots).skip(done);
+                let unused = unused.filter(|(page, slot)| staged.slot(*page) != Some(**slot));
+                let unused: Vec<u64> = unused.map(|(_, slot)| *slot).collect();
+                staged.free.extend(unused.into_iter().rev());
             }
             drop(staged);
             written.map_err(|error| self.sidecar.failed("write to", &error))?;

@@ -212,6 +212,82 @@ fn a_machine_that_stops_at_any_operation_has_one_epoch_or_the_next() {
 }
 
 #[test]
+fn a_machine_that_stops_after_something_has_failed_has_one_epoch_or_the_next() {
+    let mut failures = 0;
+    for fails_at in 0.. {
+        let mut reached = false;
+        for stops_at in fails_at + 1..fails_at + 3 {
+            let machine = Machine::failing_at(fails_at, stops_at);
+            let disks = Disks::new(&machine);
+            let mut writer = Writer::new(4, newest(&disks.open(false).unwrap()));
+            // It goes on after a failure, as whoever has the bytes does.
+            while !machine.has_stopped() && writer.flushes < 6 {
+                let Ok(store) = disks.open(true) else { continue };
+                if store.view().placing && store.apply().is_err() {
+                    continue;
+                }
+                let found = newest(&store);
+                writer.check("before", &found);
+                (writer.acknowledged, writer.staged) = found;
+                if let Err(error) = writer.run(&store) {
+                    failures += usize::from(!machine.has_stopped());
+                    assert!(machine.has_stopped() || error.to_string().contains("this once"), "{error}");
+                }
+            }
+            reached |= machine.has_stopped();
+            for outcome in 0..2u64 {
+                let what = format!("fails at {fails_at}, stops at {stops_at}, outcome {outcome}");
+                let running = Machine::stopping_at(usize::MAX);
+                let mut random = Random((fails_at as u64) << 32 | (stops_at as u64) << 8 | outcome);
+                let after = Disks {
+                    data: disks.data.after_power_loss(&running, &mut random),
+                    journal: disks.journal.after_power_loss(&running, &mut random),
+                };
+                let store = after.open(true).unwrap_or_else(|error| panic!("{what}: {error}"));
+                writer.check(&what, &newest(&store));
+            }
+        }
+        if !reached {
+            break;
+        }
+    }
+    assert!(failures > 60, "{failures}");
+}
+
+#[test]
+fn what_is_staged_takes_no_more_room_than_the_region() {
+    let machine = Machine::stopping_at(usize::MAX);
+    let disks = Disks::new(&machine);
+    let store = disks.open(true).unwrap();
+    let mut writer = Writer::new(8, newest(&store));
+    store.fence().unwrap();
+    for step in 0..5000u64 {
+        let page = step % (LENGTH / PAGE_SIZE) * PAGE_SIZE;
+        let range = ByteRange::new(page, page + PAGE_SIZE);
+        match step % 3 {
+            0 => store.zero(&[ByteRange::new(0, writer.staged.len() as u64)]).unwrap(),
+            1 => store.set_length(4096).and_then(|()| store.set_length(LENGTH)).unwrap(),
+            _ => store.write(&[range], &[step as u8; PAGE_SIZE as usize]).unwrap(),
+        }
+        assert!(store.staged().slots <= CAPACITY / PAGE_SIZE, "step {step}: {} slots", store.staged().slots);
+    }
+    store.discard().unwrap();
+    // What the slots hold is right, whichever pages had them before.
+    for step in 0..4000 {
+        writer.write(&store).unwrap();
+        assert!(store.staged().slots <= CAPACITY / PAGE_SIZE, "{} slots", store.staged().slots);
+        if step % 16 == 0 {
+            assert!(read(&store, STAGED, writer.staged.len() as u64) == writer.staged, "step {step}");
+        }
+    }
+    writer.flush(&store).unwrap();
+    let flushed = newest(&store);
+    writer.check("flushed", &flushed);
+    drop(store);
+    writer.check("opened again", &newest(&disks.open(true).unwrap()));
+}
+
+#[test]
 fn full_disks_fail_a_flush_and_a_later_one_succeeds() {
     // In some stretches nothing has to grow.
     let mut with_failures = 0;

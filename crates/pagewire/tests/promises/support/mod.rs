@@ -2,7 +2,9 @@
 
 pub(crate) mod fake_server;
 pub(crate) mod fragile;
+pub(crate) mod frames;
 pub(crate) mod proxy;
+pub(crate) mod random;
 pub(crate) mod raw;
 pub(crate) mod recorder;
 pub(crate) mod role;
@@ -99,10 +101,14 @@ pub(crate) fn map(
 /// Whether tests that need a userfaultfd are to run. Without one they fail, unless
 /// `PAGEWIRE_TEST_SKIP` names it.
 pub(crate) fn has_userfaultfd() -> bool {
-    let skipped =
-        std::env::var("PAGEWIRE_TEST_SKIP").is_ok_and(|names| names.split(',').any(|n| n == "userfaultfd"));
+    has("userfaultfd")
+}
+
+/// Whether tests that need this are to run: without it they fail, unless `PAGEWIRE_TEST_SKIP` names it.
+pub(crate) fn has(need: &str) -> bool {
+    let skipped = std::env::var("PAGEWIRE_TEST_SKIP").is_ok_and(|names| names.split(',').any(|n| n == need));
     if skipped {
-        eprintln!("skipped: PAGEWIRE_TEST_SKIP names userfaultfd");
+        eprintln!("skipped: PAGEWIRE_TEST_SKIP names {need}");
     }
     !skipped
 }

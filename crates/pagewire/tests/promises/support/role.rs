@@ -2,16 +2,17 @@
 //! test [`play`] with [`ROLE`] set; without it that test checks that there is nothing to play.
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Instant;
 
-use pagewire::engine::Region;
-use pagewire::store::FileStore;
+use pagewire::engine::{PlainMemory, PushOptions, Pusher, Region};
+use pagewire::store::{FileStore, RemoteStore};
 use pagewire::{ByteRange, PullOrder};
 
-use super::{HANG, Held, map, patient_for, serve};
+use super::{HANG, Held, map, patient_for, region_at, serve};
 
 const ROLE: &str = "PAGEWIRE_TEST_ROLE";
 
@@ -21,6 +22,13 @@ pub(crate) const SERVE: &str = "serve";
 /// Maps the region at `peer`, touches its first byte, says so, waits for a line, and touches the
 /// byte at `touch`.
 pub(crate) const TOUCH: &str = "touch";
+
+/// Writes the byte `value` over the first `length` bytes of the region at `peer`, flushes, and says so.
+pub(crate) const WRITE: &str = "write";
+
+/// In a mount namespace of its own, where `folder` is a file system of 1 MiB of which `filler` bytes are
+/// taken: serves a file of `size` bytes that lies there. A line has it remove the filler.
+pub(crate) const SERVE_FULL: &str = "serve-full";
 
 /// A process of this program.
 pub(crate) struct Actor {
@@ -33,7 +41,20 @@ pub(crate) struct Actor {
 impl Actor {
     /// Starts one that plays `role`, with these settings.
     pub(crate) fn start(role: &str, settings: &[(&str, String)]) -> Self {
-        let mut command = Command::new(std::env::current_exe().unwrap());
+        Self::start_with(Command::new(std::env::current_exe().unwrap()), role, settings)
+    }
+
+    /// The same in a mount namespace of its own, where `folder` is an empty file system of `size` bytes. Both
+    /// go with the process.
+    pub(crate) fn start_in(folder: &Path, size: u64, role: &str, settings: &[(&str, String)]) -> Self {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "--", "sh", "-c"]);
+        command.arg("mount -t tmpfs -o size=$0 pagewire \"$1\" && shift && exec \"$@\"");
+        command.arg(size.to_string()).arg(folder).arg(std::env::current_exe().unwrap());
+        Self::start_with(command, role, settings)
+    }
+
+    fn start_with(mut command: Command, role: &str, settings: &[(&str, String)]) -> Self {
         command.args(["--exact", "support::role::play", "--nocapture"]).env(ROLE, role);
         for (name, value) in settings {
             command.env(setting_name(name), value);
@@ -70,6 +91,11 @@ impl Actor {
                 return rest.trim().to_owned();
             }
         }
+    }
+
+    /// Whether a line that has `key` has come by now. Lines before it are passed over.
+    pub(crate) fn has_said(&self, key: &str) -> bool {
+        std::iter::from_fn(|| self.lines.try_recv().ok()).any(|line| line.contains(key))
     }
 
     pub(crate) fn say(&mut self) {
@@ -128,6 +154,8 @@ fn play() {
     match std::env::var(ROLE).as_deref() {
         Ok(SERVE) => play_server(),
         Ok(TOUCH) => play_application(),
+        Ok(WRITE) => play_writer(),
+        Ok(SERVE_FULL) => play_full_server(),
         other => assert!(other.is_err(), "there is no such part"),
     }
 }
@@ -139,6 +167,35 @@ fn play_server() {
     let (_server, address) = serve([region], &setting("listen").parse().unwrap());
     println!("\nlistening {address}");
     // Until it is killed, or its parent has gone.
+    std::io::stdin().read_line(&mut String::new()).unwrap();
+}
+
+fn play_full_server() {
+    let folder = PathBuf::from(setting("folder"));
+    let filler = folder.join("filler");
+    std::fs::write(&filler, vec![1; setting("filler").parse().unwrap()]).unwrap();
+    let size = setting("size").parse().unwrap();
+    let store = Arc::new(FileStore::open(&folder.join("region"), Some(size), true).unwrap());
+    let (_server, address) =
+        serve([Region::new("region", store).unwrap()], &setting("listen").parse().unwrap());
+    println!("\nlistening {address}");
+    std::io::stdin().read_line(&mut String::new()).unwrap();
+    std::fs::remove_file(&filler).unwrap();
+    println!("\nroom");
+    std::io::stdin().read_line(&mut String::new()).unwrap();
+}
+
+fn play_writer() {
+    let number = |name: &str| setting(name).parse::<u64>().unwrap();
+    let length = number("length");
+    let at = region_at(&setting("peer").parse().unwrap(), "region");
+    let remote = RemoteStore::connect_writer(&at, &patient_for(10_000), "a writer that dies").unwrap();
+    let region = Region::new("region", Arc::new(remote)).unwrap();
+    let local = Arc::new(PlainMemory::new(length));
+    local.write(0, &vec![number("value") as u8; length as usize]).unwrap();
+    let options = PushOptions { interval: None, ..PushOptions::default() };
+    let pusher = Pusher::start(region.writer("a writer that dies").unwrap(), local, length, options).unwrap();
+    println!("\nflushed {}", pusher.flush().unwrap().epoch);
     std::io::stdin().read_line(&mut String::new()).unwrap();
 }
 
