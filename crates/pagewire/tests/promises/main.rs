@@ -20,5 +20,6 @@ mod overload;
 mod pushes;
 mod restart;
 mod stores;
+mod tls;
 mod writable;
 mod writers;

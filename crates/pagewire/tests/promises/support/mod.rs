@@ -1,5 +1,6 @@
 //! What the tests share: regions to serve, and deadlines.
 
+pub(crate) mod certificates;
 pub(crate) mod fake_server;
 pub(crate) mod fragile;
 pub(crate) mod proxy;
@@ -72,7 +73,7 @@ pub(crate) fn region_at(peer: &PeerAddress, name: &str) -> RegionAddress {
 /// A client that loses its patience after so many milliseconds.
 pub(crate) fn patient_for(milliseconds: u64) -> RemoteOptions {
     let patience = Duration::from_millis(milliseconds);
-    RemoteOptions { connections: 2, patience, connect_timeout: patience }
+    RemoteOptions { connections: 2, patience, connect_timeout: patience, ..RemoteOptions::default() }
 }
 
 /// Pulls in chunks of 64 KiB, and tries often again what could not be had.

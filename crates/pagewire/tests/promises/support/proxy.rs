@@ -30,6 +30,7 @@ pub(crate) struct Proxy {
 
 struct Shared {
     server: String,
+    is_tls: bool,
     weather: Weather,
     random: AtomicU64,
     stop: AtomicBool,
@@ -96,11 +97,12 @@ impl Shared {
 impl Proxy {
     /// A proxy before `server`.
     pub(crate) fn new(server: &PeerAddress, seed: u64, weather: Weather) -> Self {
-        let PeerAddress::Tcp(server) = server else { panic!("a TCP server") };
+        let (PeerAddress::Tcp(place) | PeerAddress::Tls(place)) = server else { panic!("a TCP server") };
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
-            server: server.clone(),
+            server: place.clone(),
+            is_tls: matches!(server, PeerAddress::Tls(_)),
             weather,
             random: AtomicU64::new(seed),
             stop: AtomicBool::new(false),
@@ -122,7 +124,8 @@ impl Proxy {
     }
 
     pub(crate) fn address(&self) -> PeerAddress {
-        PeerAddress::Tcp(self.address.to_string())
+        let place = self.address.to_string();
+        if self.shared.is_tls { PeerAddress::Tls(place) } else { PeerAddress::Tcp(place) }
     }
 
     /// Holds back everything from the server, or lets it go.
