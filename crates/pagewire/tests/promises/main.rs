@@ -13,6 +13,10 @@ mod fork;
 mod gone;
 mod hostile_client;
 mod hostile_server;
+#[cfg(feature = "tls")]
+mod hostile_tls;
+#[cfg(feature = "tls")]
+mod identities;
 mod local_copies;
 mod mappings;
 mod network;
@@ -20,6 +24,7 @@ mod overload;
 mod pushes;
 mod restart;
 mod stores;
+#[cfg(feature = "tls")]
 mod tls;
 mod writable;
 mod writers;

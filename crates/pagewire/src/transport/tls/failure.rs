@@ -76,7 +76,8 @@ const NOT_PW: &str = "it speaks TLS, but is no Pagewire process";
 
 fn about_their_certificate(error: &CertificateError) -> String {
     match error {
-        CertificateError::UnknownIssuer => {
+        // The latter where an authority of the same name has another key.
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => {
             "no authority that is trusted here has signed its certificate (--tls-ca names one)".into()
         }
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
@@ -88,7 +89,7 @@ fn about_their_certificate(error: &CertificateError) -> String {
         CertificateError::NotValidForName => "its certificate is not for the name in the address".into(),
         CertificateError::NotValidForNameContext { expected, presented } => format!(
             "its certificate is for {}, not for '{}', the name in the address",
-            if presented.is_empty() { "no name".into() } else { presented.join(", ") },
+            if presented.is_empty() { "no name".into() } else { listed(presented) },
             expected.to_str()
         ),
         CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
@@ -98,13 +99,23 @@ fn about_their_certificate(error: &CertificateError) -> String {
     }
 }
 
+/// Names as people write them: they come as `DnsName("db.example")`, `IpAddress(10.0.0.7)`.
+fn listed(presented: &[String]) -> String {
+    let inner = |name: &String| {
+        let inner = name.split_once('(').map_or(&**name, |(_, rest)| rest.trim_end_matches(')'));
+        inner.trim_matches('"').to_owned()
+    };
+    presented.iter().map(inner).collect::<Vec<_>>().join(", ")
+}
+
 /// What the peer says of this side.
 fn about_our_side(alert: AlertDescription) -> Option<(ErrorKind, &'static str)> {
     Some(match alert {
         AlertDescription::CertificateRequired => {
             (ErrorKind::Denied, "it wants a certificate of this side (--tls-cert and --tls-key)")
         }
-        AlertDescription::UnknownCA => (
+        // The latter where it knows an authority of the same name that has another key.
+        AlertDescription::UnknownCA | AlertDescription::DecryptError => (
             ErrorKind::Denied,
             "it does not trust the authority that has signed the certificate of this side (--tls-cert)",
         ),

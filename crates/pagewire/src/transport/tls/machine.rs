@@ -133,21 +133,22 @@ impl Machine {
             if self.failed {
                 return (used, Err(Error::HandshakeNotComplete));
             }
+            let whole = whole_records(&incoming[used..]);
             let mut took = |bytes: &[u8]| enough = !plain(bytes);
             let (more, next) = self.step(&mut incoming[used..], &Then::Nothing, &mut took, None);
             used += more;
             match next {
                 Ok(Next::Again | Next::Data) => {}
+                // All whole records are dealt with, but what begins a message of the handshake and does not
+                // end it stays. No such message is that long after the handshake; and rustls keeps its
+                // place in `incoming`, which who encrypts does not have.
+                Ok(Next::Ready) if more < whole && !self.peer_has_ended => {
+                    self.failed = true;
+                    return (used, Err(Error::General("a message of the handshake comes in pieces".into())));
+                }
                 Ok(Next::Ready | Next::Wait | Next::Closed) => break,
                 Err(error) => return (used, Err(self.fail(&mut incoming[used..], error))),
             }
-        }
-        // All whole records are dealt with but for one that begins a message of the handshake and does not
-        // end it. No such message is that long after the handshake; and rustls keeps its place in
-        // `incoming`, which who encrypts does not have.
-        if !enough && !self.peer_has_ended && has_record(&incoming[used..]) {
-            self.failed = true;
-            return (used, Err(Error::General("a message of the handshake comes in pieces".into())));
         }
         (used, Ok(()))
     }
@@ -286,9 +287,24 @@ fn advance<Data>(
 /// Whether `incoming` begins with a whole record. One that is longer than any may be counts as whole: it is
 /// to be refused, and not waited for.
 pub(super) fn has_record(incoming: &[u8]) -> bool {
-    let [_, _, _, high, low, rest @ ..] = incoming else { return false };
-    let length = usize::from(u16::from_be_bytes([*high, *low]));
-    rest.len() >= length || RECORD_HEADER + length > LARGEST
+    first_record(incoming).is_some_and(|length| length <= incoming.len() || length > LARGEST)
+}
+
+/// The length of the whole records that `incoming` begins with.
+fn whole_records(incoming: &[u8]) -> usize {
+    let mut whole = 0;
+    while let Some(length) =
+        first_record(&incoming[whole..]).filter(|length| whole + length <= incoming.len())
+    {
+        whole += length;
+    }
+    whole
+}
+
+/// The length of the record that `incoming` begins with, with its header, if that is there.
+fn first_record(incoming: &[u8]) -> Option<usize> {
+    let [_, _, _, high, low, ..] = incoming else { return None };
+    Some(RECORD_HEADER + usize::from(u16::from_be_bytes([*high, *low])))
 }
 
 /// Why nothing was written to a buffer.

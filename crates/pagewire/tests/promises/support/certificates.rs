@@ -1,6 +1,7 @@
 //! An authority that a test has made for itself, and the certificates that it signs.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use pagewire::access::serve::{ServerOptions, ServerTls};
 use pagewire::address::PeerAddress;
@@ -11,6 +12,7 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsage
 pub(crate) struct Authority {
     folder: tempfile::TempDir,
     issuer: Issuer<'static, KeyPair>,
+    signed: AtomicUsize,
 }
 
 /// Any free port of this host, with TLS.
@@ -28,7 +30,7 @@ impl Authority {
         let key = KeyPair::generate().unwrap();
         let certificate = params.self_signed(&key).unwrap();
         std::fs::write(folder.path().join("ca.pem"), certificate.pem()).unwrap();
-        Self { folder, issuer: Issuer::new(params, key) }
+        Self { folder, issuer: Issuer::new(params, key), signed: AtomicUsize::new(0) }
     }
 
     /// Its own certificate.
@@ -36,7 +38,7 @@ impl Authority {
         self.folder.path().join("ca.pem")
     }
 
-    /// A certificate for these names, the first of which its files have.
+    /// A certificate for these names, in files of its own.
     pub(crate) fn sign(&self, names: &[&str]) -> Identity {
         self.sign_with(names, |_| ())
     }
@@ -48,10 +50,10 @@ impl Authority {
         change(&mut params);
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        let stem = names.first().unwrap_or(&"nobody").replace('*', "any");
+        let number = self.signed.fetch_add(1, Ordering::Relaxed);
         let files = Identity {
-            certificate: self.folder.path().join(format!("{stem}.pem")),
-            key: self.folder.path().join(format!("{stem}.key")),
+            certificate: self.folder.path().join(format!("{number}.pem")),
+            key: self.folder.path().join(format!("{number}.key")),
         };
         std::fs::write(&files.certificate, certificate.pem()).unwrap();
         std::fs::write(&files.key, key.serialize_pem()).unwrap();

@@ -1,10 +1,13 @@
 //! What the tests share: regions to serve, and deadlines.
 
+#[cfg(feature = "tls")]
 pub(crate) mod certificates;
 pub(crate) mod fake_server;
 pub(crate) mod fragile;
 pub(crate) mod proxy;
 pub(crate) mod raw;
+#[cfg(feature = "tls")]
+pub(crate) mod raw_tls;
 pub(crate) mod recorder;
 pub(crate) mod role;
 
