@@ -20,8 +20,9 @@ pub(super) const RECORD_OVERHEAD: usize = RECORD_HEADER + 1 + 16;
 /// The most that a record carries.
 pub(super) const RECORD: usize = 16 << 10;
 
-/// The length of the largest record that TLS 1.3 allows, as it comes.
-pub(super) const LARGEST: usize = RECORD_HEADER + RECORD + 256;
+/// The length of the largest record that rustls waits for, as it comes. TLS 1.3 allows less, and what is
+/// longer than that does not decrypt.
+pub(super) const LARGEST: usize = RECORD_HEADER + RECORD + 2048;
 
 pub(super) struct Machine {
     side: Side,
@@ -139,14 +140,18 @@ impl Machine {
             used += more;
             match next {
                 Ok(Next::Again | Next::Data) => {}
-                // All whole records are dealt with, but what begins a message of the handshake and does not
-                // end it stays. No such message is that long after the handshake; and rustls keeps its
-                // place in `incoming`, which who encrypts does not have.
-                Ok(Next::Ready) if more < whole && !self.peer_has_ended => {
-                    self.failed = true;
-                    return (used, Err(Error::General("a message of the handshake comes in pieces".into())));
+                // rustls has dealt with all whole records, but keeps what begins a message of the handshake
+                // and does not end it. No such message is that long after the handshake; and it keeps its
+                // place in `incoming`, which who encrypts does not have. To come back for a record that it
+                // does not take would be to come back for ever.
+                Ok(Next::Ready | Next::Wait | Next::Closed) => {
+                    if (more == 0 || more < whole) && !self.peer_has_ended {
+                        self.failed = true;
+                        let text = "a message of the handshake comes in pieces, or a record is too long";
+                        return (used, Err(Error::General(text.into())));
+                    }
+                    break;
                 }
-                Ok(Next::Ready | Next::Wait | Next::Closed) => break,
                 Err(error) => return (used, Err(self.fail(&mut incoming[used..], error))),
             }
         }

@@ -241,10 +241,13 @@ fn a_stream_that_is_cut_is_not_at_its_end() {
 
 #[test]
 fn a_bit_that_was_flipped_gives_no_byte() {
-    for at in [0, 1, 3, 5, 100, 16_384 + 50, 40_000] {
+    let bits = [0, 1, 3, 5, 100, 16_384 + 50, 40_000].map(|at| (at, 4));
+    // Each bit of a length: the record ends earlier, or later, or is longer than any.
+    let lengths = (0..16).map(|bit| (3 + bit / 8, 1 << (bit % 8)));
+    for (at, bit) in bits.into_iter().chain(lengths) {
         let mut pair = pair();
         let mut records = pair.steal(&pattern(40_000));
-        records[at] ^= 4;
+        records[at] ^= bit;
         pair.to_server.write_all(&records).unwrap();
         pair.to_server.shutdown(Shutdown::Write).unwrap();
         let (mut got, mut buffer) = (Vec::new(), [0; 1000]);
