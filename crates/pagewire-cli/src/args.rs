@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use pagewire::ChunkSize;
 use pagewire::address::{PeerAddress, StoreAddress, parse_size};
+use pagewire::store::{ClientTls, RemoteOptions};
 
 /// Makes memory of one host usable on another: at once, while it streams in behind.
 #[derive(Debug, Parser)]
@@ -18,6 +19,7 @@ Addresses of regions:
     ?journal=PATH, ?journal=off   where flushes become all or nothing: PATH.pagewire beside it else
   mem:SIZE                      zeroed memory of this process
   pw://HOST:PORT/NAME           a region that a peer offers
+  pw+tls://HOST:PORT/NAME       the same through TLS
   pw+unix://SOCKET/NAME         the same over a UNIX socket, its path percent-encoded
 
 Try it: pagewire demo")]
@@ -62,7 +64,15 @@ pub(crate) enum Command {
 #[command(after_help = "\
 Examples:
   pagewire serve model=file:/srv/model.bin --read-only --listen pw://0.0.0.0:7070
-  pagewire serve db=file:/srv/app.db?capacity=1GiB")]
+  pagewire serve db=file:/srv/app.db?capacity=1GiB
+  pagewire serve db=file:/srv/app.db --listen pw+tls://0.0.0.0:7070 \\
+    --tls-cert server.pem --tls-key server.key --tls-clients ca.pem --access access.toml
+
+The file of --access says which names in clients' certificates may read and write which regions; who can write
+can read, and what is not allowed is denied. \"*\" stands for all other regions, and for every certificate:
+  [regions.db]
+  read = [\"*\"]
+  write = [\"alice.example\", \"backup\"]")]
 pub(crate) struct Serve {
     /// What to offer, under which name
     #[arg(required = true, value_name = "NAME=STORE", value_parser = parse_offer)]
@@ -80,9 +90,24 @@ pub(crate) struct Serve {
     #[arg(long)]
     pub(crate) read_only: bool,
 
-    /// Let whoever reaches a port of this host write, without encryption and without asking who it is
+    /// Let whoever reaches a port of this host write, without asking who it is
     #[arg(long, conflicts_with = "read_only")]
     pub(crate) insecure: bool,
+
+    #[command(flatten)]
+    pub(crate) identity: Identity,
+
+    /// The authorities that sign clients' certificates, in PEM: nobody else is let in at pw+tls://
+    #[arg(long, value_name = "FILE", requires = "certificate")]
+    pub(crate) tls_clients: Option<PathBuf>,
+
+    /// The authorities that sign the certificates of peers whose regions are passed on, in PEM
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tls_ca: Option<PathBuf>,
+
+    /// Which certificates may read and write which regions, in TOML; without it all may do everything
+    #[arg(long, value_name = "FILE", requires = "tls_clients")]
+    pub(crate) access: Option<PathBuf>,
 
     /// How long a writer whose connection is lost may take to come back before another may write
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_time)]
@@ -91,7 +116,10 @@ pub(crate) struct Serve {
 
 /// Show what a peer offers
 #[derive(Debug, ClapArgs)]
-#[command(after_help = "Example:\n  pagewire list pw://10.0.0.7:7070")]
+#[command(after_help = "\
+Examples:
+  pagewire list pw://10.0.0.7:7070
+  pagewire list pw+tls://db.example:7070 --tls-ca ca.pem --tls-cert me.pem --tls-key me.key")]
 pub(crate) struct List {
     /// The peer
     #[arg(value_name = "ADDRESS")]
@@ -128,7 +156,8 @@ pub(crate) struct Info {
 #[command(after_help = "\
 Examples:
   pagewire copy pw://10.0.0.7:7070/model file:/var/lib/model.bin
-  pagewire copy file:model.bin pw://10.0.0.7:7070/model")]
+  pagewire copy file:model.bin pw://10.0.0.7:7070/model
+  pagewire copy pw+tls://db.example:7070/db file:db --tls-ca ca.pem --tls-cert me.pem --tls-key me.key")]
 pub(crate) struct Copy {
     /// The region to copy
     pub(crate) from: StoreAddress,
@@ -310,14 +339,42 @@ pub(crate) struct Remote {
     /// How long to wait for a peer before giving up
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_time)]
     pub(crate) patience: Duration,
+
+    /// The authorities that sign servers' certificates, in PEM; those that the system trusts otherwise
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tls_ca: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) identity: Identity,
+}
+
+/// Who this process is to its peers at pw+tls://.
+#[derive(Debug, Clone, ClapArgs)]
+pub(crate) struct Identity {
+    /// What this side shows to its peers at pw+tls://: a certificate in PEM, with those that lead to its authority
+    #[arg(id = "certificate", long = "tls-cert", value_name = "FILE", requires = "key")]
+    certificate: Option<PathBuf>,
+
+    /// The private key of that certificate, in PEM
+    #[arg(id = "key", long = "tls-key", value_name = "FILE", requires = "certificate")]
+    key: Option<PathBuf>,
+}
+
+impl Identity {
+    /// The files, where they are named.
+    pub(crate) fn files(&self) -> Option<pagewire::store::Identity> {
+        let (certificate, key) = (self.certificate.clone()?, self.key.clone()?);
+        Some(pagewire::store::Identity { certificate, key })
+    }
 }
 
 impl Remote {
-    pub(crate) fn options(&self) -> pagewire::store::RemoteOptions {
-        pagewire::store::RemoteOptions {
+    pub(crate) fn options(&self) -> RemoteOptions {
+        RemoteOptions {
             connections: usize::from(self.connections),
             patience: self.patience,
             connect_timeout: self.patience.min(Duration::from_secs(10)),
+            tls: ClientTls { authorities: self.tls_ca.clone(), identity: self.identity.files() },
         }
     }
 }

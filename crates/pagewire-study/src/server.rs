@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use pagewire::access::serve::{Server, ServerOptions};
+use pagewire::access::serve::{Identity, Server, ServerOptions, ServerTls};
 use pagewire::address::{PeerAddress, StoreAddress};
 use pagewire::engine::Region;
 use pagewire::store::FileStore;
@@ -27,17 +27,25 @@ const REGION: &str = "region";
 pub fn serve_if_asked() {
     if let Some(arguments) = child::arguments_of(ROLE) {
         child::run(|| match arguments.as_slice() {
-            [file, address, mode] => serve(Path::new(file), &address.to_string_lossy(), mode == WRITABLE),
+            [file, address, mode] => {
+                serve(Path::new(file), &address.to_string_lossy(), mode == WRITABLE, None)
+            }
+            [file, address, certificate, key] => {
+                let identity = Identity { certificate: certificate.into(), key: key.into() };
+                let tls = ServerTls { identity, clients: None };
+                serve(Path::new(file), &address.to_string_lossy(), false, Some(tls))
+            }
             _ => Err(io::ErrorKind::InvalidInput.into()),
         });
     }
 }
 
-fn serve(file: &Path, address: &str, writable: bool) -> io::Result<()> {
+fn serve(file: &Path, address: &str, writable: bool, tls: Option<ServerTls>) -> io::Result<()> {
     let address: PeerAddress = address.parse().map_err(io::Error::other)?;
     let store = FileStore::open(file, None, writable).map_err(io::Error::other)?;
     let region = Region::new(REGION, std::sync::Arc::new(store)).map_err(io::Error::other)?;
-    let server = Server::new([region], ServerOptions::default()).map_err(io::Error::other)?;
+    let options = ServerOptions { tls, ..ServerOptions::default() };
+    let server = Server::new([region], options).map_err(io::Error::other)?;
     let bound = server.listen(&address).map_err(io::Error::other)?;
     child::listening(format!("{bound}/{REGION}"))
 }
@@ -73,6 +81,21 @@ impl ServerProcess {
         namespace: Option<&NetNamespace>,
     ) -> io::Result<Self> {
         Self::start_as(WRITABLE, file, host, namespace)
+    }
+
+    /// The same for clients that read through TLS, on this host.
+    ///
+    /// # Errors
+    ///
+    /// As [`ServerProcess::start`].
+    pub fn start_with_tls(file: &Path, identity: &Identity) -> io::Result<Self> {
+        let arguments = [
+            file.as_os_str(),
+            "pw+tls://127.0.0.1:0".as_ref(),
+            identity.certificate.as_ref(),
+            identity.key.as_ref(),
+        ];
+        Ok(Self { child: Child::start(ROLE, &arguments, None)? })
     }
 
     fn start_as(

@@ -72,6 +72,17 @@ fn seek(file: BorrowedFd<'_>, from: u64, whence: libc::c_int) -> io::Result<u64>
     check(unsafe { libc::lseek(file.as_raw_fd(), from, whence) }).map(|position| position as u64)
 }
 
+/// Reads at an offset, at most the buffer; the file's own offset stays. 0 is the end of the file.
+///
+/// # Errors
+///
+/// What pread answers; invalid input for an offset that no file has.
+pub fn pread(file: BorrowedFd<'_>, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+    let at = offset(at)?;
+    // SAFETY: the kernel writes at most the buffer's length into the buffer, which is borrowed mutably.
+    retry_count(|| unsafe { libc::pread(file.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), at) })
+}
+
 /// Reads at `offset` what is in the page cache, without waiting for a disk. Returns how many bytes; 0 is the end.
 ///
 /// # Errors

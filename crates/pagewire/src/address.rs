@@ -6,6 +6,7 @@
 //! | `mem:SIZE` | zeroed memory of this process |
 //! | `file:PATH` | a file or block device; `?size=SIZE` creates a sparse file, `?capacity=SIZE` lets it grow, `?journal=PATH` or `?journal=off` says where its journal is |
 //! | `pw://HOST:PORT/NAME` | a region that a peer offers |
+//! | `pw+tls://HOST:PORT/NAME` | the same through TLS |
 //! | `pw+unix://SOCKET/NAME` | the same over a UNIX socket, its path percent-encoded |
 
 use std::fmt;
@@ -77,6 +78,8 @@ pub struct RegionAddress {
 pub enum PeerAddress {
     /// By TCP: `HOST:PORT`, an IPv6 host in brackets.
     Tcp(String),
+    /// By TLS over TCP: `HOST:PORT`, where the certificate is to be for the host.
+    Tls(String),
     /// By a UNIX socket at this path.
     Unix(PathBuf),
 }
@@ -146,7 +149,7 @@ impl FromStr for StoreAddress {
         }
         match text.split_once(':') {
             Some((scheme, _)) if !scheme.is_empty() && !scheme.contains('/') => Err(usage(format!(
-                "'{text}': there is no kind of store '{scheme}:'; known are mem:, file:, pw:// and pw+unix://"
+                "'{text}': there is no kind of store '{scheme}:'; known are mem:, file:, pw://, pw+tls:// and pw+unix://"
             ))),
             _ => Err(usage(format!("'{text}' is no address: write file:{text} for a file"))),
         }
@@ -220,8 +223,8 @@ fn parse_peer(text: &str) -> Result<(PeerAddress, Option<String>)> {
     let (scheme, rest) = text
         .split_once("://")
         .ok_or_else(|| usage(format!("'{text}' is no peer: write pw://HOST:PORT or pw+unix://SOCKET")))?;
-    if scheme != "pw" && scheme != "pw+unix" {
-        return Err(usage(format!("'{text}': known are pw:// and pw+unix://, not {scheme}://")));
+    if !["pw", "pw+tls", "pw+unix"].contains(&scheme) {
+        return Err(usage(format!("'{text}': known are pw://, pw+tls:// and pw+unix://, not {scheme}://")));
     }
     let (place, name) = match rest.split_once('/') {
         Some((place, name)) => (place, Some(decode_percent(name)?)),
@@ -235,7 +238,8 @@ fn parse_peer(text: &str) -> Result<(PeerAddress, Option<String>)> {
         return Ok((PeerAddress::Unix(path.into()), name));
     }
     let (host, port) = split_port(place).ok_or_else(|| usage(format!("'{text}' names no host and port")))?;
-    Ok((PeerAddress::Tcp(format!("{host}:{port}")), name))
+    let place = format!("{host}:{port}");
+    Ok((if scheme == "pw+tls" { PeerAddress::Tls(place) } else { PeerAddress::Tcp(place) }, name))
 }
 
 fn split_port(place: &str) -> Option<(&str, u16)> {
@@ -296,6 +300,7 @@ impl fmt::Display for PeerAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             PeerAddress::Tcp(place) => write!(f, "pw://{place}"),
+            PeerAddress::Tls(place) => write!(f, "pw+tls://{place}"),
             PeerAddress::Unix(path) => {
                 write!(f, "pw+unix://{}", encode_percent(&path.to_string_lossy(), "-._~"))
             }
@@ -355,6 +360,7 @@ mod tests {
             "file:db?journal=off",
             "pw://127.0.0.1:7070/db",
             "pw://[::1]:99/a/b",
+            "pw+tls://db.example:7070/db",
             "pw+unix://%2Frun%2Fpagewire.sock/db%25",
         ] {
             let address: StoreAddress = text.parse().unwrap();
@@ -362,6 +368,7 @@ mod tests {
             assert_eq!(address.to_string().parse::<StoreAddress>().unwrap(), address);
         }
         assert_eq!("pw://host".parse::<PeerAddress>().unwrap(), PeerAddress::Tcp("host:7070".into()));
+        assert_eq!("pw+tls://host".parse::<PeerAddress>().unwrap(), PeerAddress::Tls("host:7070".into()));
         assert_eq!("pw://[::1]/".parse::<PeerAddress>().unwrap(), PeerAddress::Tcp("[::1]:7070".into()));
     }
 
@@ -384,6 +391,7 @@ mod tests {
             ("pw://:1/x", "no host"),
             ("pw://host:99999/x", "no host and port"),
             ("pw+tcp://host/x", "known are"),
+            ("pw+tls://:1/x", "no host"),
             ("pw+unix:///x", "names no socket"),
             ("pw://host/%00", "control characters"),
         ] {

@@ -19,7 +19,7 @@ struct Described<'a> {
 pub(super) fn run(args: &Info) -> Result<()> {
     let options = args.remote.options();
     let info = match &args.region {
-        StoreAddress::Remote(region) => store::describe(region, options.connect_timeout)?,
+        StoreAddress::Remote(region) => store::describe(region, &options)?,
         local => store::open(local, false, &options)?.info(),
     };
     if args.json {

@@ -23,7 +23,7 @@ struct Listed<'a> {
 }
 
 pub(super) fn run(args: &List) -> Result<()> {
-    let regions = store::list(&args.peer, args.remote.options().connect_timeout)?;
+    let regions = store::list(&args.peer, &args.remote.options())?;
     if args.json {
         let listed = regions.iter().map(|(name, info)| Listed { name, info }).collect();
         return output::json(&Listing { peer: args.peer.to_string(), regions: listed });

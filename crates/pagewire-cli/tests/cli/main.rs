@@ -3,3 +3,5 @@
 mod commands;
 mod driving;
 mod guests;
+#[cfg(feature = "tls")]
+mod tls;

@@ -9,6 +9,7 @@
 //!
 //! - [`setup`]: the region file, and what mappings are opened with.
 //! - [`pull`]: whole regions: time, processor time, memory.
+//! - [`tls`]: the same through TLS, against without.
 //! - [`fault`]: single faults, on an idle mapping and on a busy one.
 //! - [`wan`]: over a link with a round-trip time.
 #![forbid(unsafe_code)]
@@ -16,6 +17,7 @@
 mod fault;
 mod pull;
 mod setup;
+mod tls;
 mod wan;
 
 use std::process::ExitCode;
@@ -26,7 +28,7 @@ use setup::Setup;
 
 const USAGE: &str = "usage: read_path [FILTER...] [--size 1GiB] [--rounds 5] [--json]
 a row is measured if its name contains a FILTER: pull-2 pull-4 cpu-2 cpu-4 memory-client memory-server
-fault-4k fault-64k fault-busy wan-pull wan-open wan-first-byte";
+tls-pull-4 tls-cpu-4 fault-4k fault-64k fault-busy wan-pull wan-open wan-first-byte";
 
 fn main() -> ExitCode {
     limits::serve_if_asked();
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
 fn measure(options: &Options) -> Result<Vec<Row>, Failure> {
     let setup = Setup::new(options)?;
     let mut rows = pull::run(&setup)?;
+    rows.extend(tls::run(&setup)?);
     rows.extend(fault::run(&setup)?);
     rows.extend(wan::run(&setup)?);
     Ok(rows)

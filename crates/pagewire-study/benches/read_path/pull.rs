@@ -25,10 +25,14 @@ pub(crate) struct Pulled {
 
 /// Maps the region and touches a byte of each page in order while it is pulled in order.
 pub(crate) fn pull(region: &StoreAddress, connections: usize) -> Result<Pulled, Failure> {
+    pull_with(region, &RemoteOptions { connections, ..RemoteOptions::default() })
+}
+
+/// The same over a session of this kind.
+pub(crate) fn pull_with(region: &StoreAddress, remote: &RemoteOptions) -> Result<Pulled, Failure> {
     let options = map_options(PullOrder::Sequential, CHUNK)?;
-    let remote = RemoteOptions { connections, ..RemoteOptions::default() };
     let start = Instant::now();
-    let mapping = Mapping::open_with(region, &options, &remote)?;
+    let mapping = Mapping::open_with(region, &options, remote)?;
     for page in mapping.chunks(pagewire_sys::PAGE_SIZE) {
         black_box(page[0]);
     }

@@ -118,6 +118,16 @@ pub fn receive_exact(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<()
     Ok(())
 }
 
+/// Fills the buffer with one call, but for what ends that before: the end of the stream, the receive timeout, a signal.
+/// Returns how many bytes came; 0 means that the peer has closed.
+///
+/// # Errors
+///
+/// As [`receive`], when nothing came.
+pub fn receive_most(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
+    receive_flagged(socket, buffer, libc::MSG_WAITALL)
+}
+
 fn receive_flagged(socket: BorrowedFd<'_>, buffer: &mut [u8], flags: libc::c_int) -> io::Result<usize> {
     // SAFETY: the kernel writes at most the buffer's length into the buffer, which is borrowed mutably.
     retry_count(|| unsafe { libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), flags) })

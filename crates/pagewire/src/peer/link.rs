@@ -9,11 +9,11 @@ use pagewire_core::wire::{
     SessionToken, VERSION,
 };
 
-use super::AGENT;
 use super::frame::{FrameError, FrameReader};
+use super::{AGENT, SessionOptions};
 use crate::address::PeerAddress;
 use crate::error::{Error, ErrorKind, Result};
-use crate::transport::{Connection, lost};
+use crate::transport::{Connection, refused};
 
 /// A primary connection's answers are a chunk and its header at most times; one system call is to
 /// fetch them whole.
@@ -83,11 +83,12 @@ pub(super) fn greet(
     session: SessionToken,
     generation: u64,
     open: Option<&Request>,
-    patience: Duration,
+    options: &SessionOptions,
 ) -> Result<(Greeting, Option<Opened>)> {
-    let connection = Connection::connect(peer, patience)?;
+    let patience = options.connect_timeout;
+    let connection = Connection::connect(peer, &options.tls, patience)?;
     let failed = |error: FrameError| match error {
-        FrameError::Io(error) => lost(peer, error),
+        FrameError::Io(error) => refused(peer, &error),
         FrameError::Malformed(error) => Error::from(error).context(peer),
     };
     let io = |error: std::io::Error| failed(error.into());
@@ -152,10 +153,10 @@ fn expect_reply(reader: &mut FrameReader, connection: &Connection, id: u64) -> R
 /// # Errors
 ///
 /// As connecting; whatever the peer answers.
-pub(crate) fn ask(peer: &PeerAddress, request: &Request, patience: Duration) -> Result<Reply> {
-    let (mut greeting, _) = greet(peer, Role::Primary, super::random_id(), 0, None, patience)?;
-    let connection = &greeting.link.connection;
-    let failed = |error| lost(peer, error);
+pub(crate) fn ask(peer: &PeerAddress, request: &Request, options: &SessionOptions) -> Result<Reply> {
+    let (mut greeting, _) = greet(peer, Role::Primary, super::random_id(), 0, None, options)?;
+    let (connection, patience) = (&greeting.link.connection, options.connect_timeout);
+    let failed = |error| refused(peer, &error);
     connection.set_timeouts(Some(patience), Some(patience)).map_err(failed)?;
     let mut bytes = Vec::new();
     request.encode(1, &mut bytes);

@@ -28,7 +28,7 @@ use super::link::Link;
 use crate::address::RegionAddress;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sink::Sink;
-use crate::transport::lost;
+use crate::transport::{ClientTls, lost};
 use write::Lease;
 pub(crate) use write::Written;
 
@@ -44,11 +44,18 @@ pub struct SessionOptions {
     pub patience: Duration,
     /// How long one attempt to connect may take.
     pub connect_timeout: Duration,
+    /// How peers that are reached through TLS are known, and who this side is to them.
+    pub tls: ClientTls,
 }
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        Self { connections: 4, patience: Duration::from_secs(30), connect_timeout: Duration::from_secs(10) }
+        Self {
+            connections: 4,
+            patience: Duration::from_secs(30),
+            connect_timeout: Duration::from_secs(10),
+            tls: ClientTls::default(),
+        }
     }
 }
 

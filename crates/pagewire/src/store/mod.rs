@@ -29,7 +29,7 @@ pub(crate) use contract::{given_up, stale, too_long};
 pub use file::{FileOptions, FileStore};
 pub(crate) use gather::Gather;
 pub use memory::MemoryStore;
-pub use remote::{RemoteOptions, RemoteStore, describe, list};
+pub use remote::{ClientTls, Identity, RemoteOptions, RemoteStore, describe, list};
 
 use std::sync::Arc;
 

@@ -16,6 +16,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::peer::{Lane, Session, Written, ask};
 
 pub use crate::peer::SessionOptions as RemoteOptions;
+pub use crate::transport::{ClientTls, Identity};
 
 /// A region that a peer offers, pinned to one epoch; or open for writing, and at the newest.
 pub struct RemoteStore {
@@ -53,12 +54,12 @@ impl RemoteStore {
 ///
 /// # Errors
 ///
-/// [`ErrorKind::Unavailable`] where nobody answers within `patience`.
-pub fn list(peer: &PeerAddress, patience: Duration) -> Result<Vec<(String, Info)>> {
+/// [`ErrorKind::Unavailable`] where nobody answers within the options' `connect_timeout`.
+pub fn list(peer: &PeerAddress, options: &RemoteOptions) -> Result<Vec<(String, Info)>> {
     let mut regions: Vec<(String, Info)> = Vec::new();
     loop {
         let after = regions.last().map(|(name, _)| name.clone()).unwrap_or_default();
-        let Reply::List(ListReply { regions: page, more }) = ask(peer, &Request::List { after }, patience)?
+        let Reply::List(ListReply { regions: page, more }) = ask(peer, &Request::List { after }, options)?
         else {
             return Err(unexpected(peer, "LIST"));
         };
@@ -81,11 +82,11 @@ pub fn list(peer: &PeerAddress, patience: Duration) -> Result<Vec<(String, Info)
 ///
 /// # Errors
 ///
-/// [`ErrorKind::Unavailable`] where nobody answers within `patience`; [`ErrorKind::NotFound`] where
-/// there is no such region.
-pub fn describe(region: &RegionAddress, patience: Duration) -> Result<Info> {
+/// [`ErrorKind::Unavailable`] where nobody answers within the options' `connect_timeout`;
+/// [`ErrorKind::NotFound`] where there is no such region.
+pub fn describe(region: &RegionAddress, options: &RemoteOptions) -> Result<Info> {
     let request = Request::Info { name: region.name.clone() };
-    match ask(&region.peer, &request, patience)? {
+    match ask(&region.peer, &request, options)? {
         Reply::Info(info) => Ok(info_from_wire(&info)),
         _ => Err(unexpected(&region.peer, "INFO")),
     }

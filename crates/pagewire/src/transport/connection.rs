@@ -1,13 +1,15 @@
 //! One byte stream, in both directions.
 
 use std::io;
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::{Shutdown, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pagewire_sys::socket;
 
+use super::ClientTls;
+use super::tls::{self, Layer};
 use crate::address::PeerAddress;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -18,6 +20,8 @@ const DEAD_AFTER: Duration = Duration::from_secs(10);
 /// A byte stream to another process, in both directions.
 pub(crate) struct Connection {
     socket: Socket,
+    /// Through which everything goes, where there is one.
+    tls: Option<Box<Layer>>,
 }
 
 enum Socket {
@@ -26,27 +30,58 @@ enum Socket {
 }
 
 impl Connection {
-    /// Connects to a peer.
+    /// Connects to a peer, through TLS where its address says so.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Unavailable`] where nobody answers within `patience`.
-    pub(crate) fn connect(peer: &PeerAddress, patience: Duration) -> Result<Self> {
+    /// [`ErrorKind::Unavailable`] where nobody answers within `patience`; [`ErrorKind::Denied`] where one
+    /// side does not accept the other's certificate, which trying again does not mend.
+    pub(crate) fn connect(peer: &PeerAddress, tls: &ClientTls, patience: Duration) -> Result<Self> {
         let failed =
             |error: io::Error| Error::io(format!("cannot connect to {peer}"), &error).with_retry(true);
+        let deadline = Instant::now() + patience;
         match peer {
             PeerAddress::Unix(path) => Ok(UnixStream::connect(path).map_err(failed)?.into()),
-            PeerAddress::Tcp(place) => {
-                let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-                for address in place.to_socket_addrs().map_err(failed)? {
-                    match TcpStream::connect_timeout(&address, patience) {
-                        Ok(stream) => return Self::tcp(stream).map_err(failed),
-                        Err(error) => last = error,
-                    }
-                }
-                Err(failed(last))
+            PeerAddress::Tcp(place) => Self::connect_tcp(place, patience).map_err(failed),
+            PeerAddress::Tls(place) => {
+                // Files that are of no use are told before anybody is called.
+                let layer = Layer::to_server(place, tls).map_err(|error| error.context(peer))?;
+                let connection = Self::connect_tcp(place, patience).map_err(failed)?.with_tls(layer);
+                connection.secure(deadline).map_err(|error| refused(peer, &error))?;
+                Ok(connection)
             }
         }
+    }
+
+    fn connect_tcp(place: &str, patience: Duration) -> io::Result<Self> {
+        let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+        for address in place.to_socket_addrs()? {
+            match TcpStream::connect_timeout(&address, patience) {
+                Ok(stream) => return Self::tcp(stream),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    /// The same with TLS, which has to shake hands first.
+    pub(super) fn with_tls(self, layer: Layer) -> Self {
+        Self { tls: Some(Box::new(layer)), ..self }
+    }
+
+    /// Shakes hands where there is TLS; nothing can be sent or received before. The timeouts are changed.
+    ///
+    /// # Errors
+    ///
+    /// Where the peer is refused or refuses, or is not done by the deadline.
+    pub(crate) fn secure(&self, deadline: Instant) -> io::Result<()> {
+        self.tls.as_ref().map_or(Ok(()), |layer| layer.shake_hands(self, deadline))
+    }
+
+    /// The names in the certificate that a client has shown, in small letters; none where it has shown no
+    /// certificate.
+    pub(crate) fn names(&self) -> Option<&[String]> {
+        self.tls.as_ref()?.names()
     }
 
     /// Two ends of a byte stream inside this process.
@@ -65,7 +100,7 @@ impl Connection {
         stream.set_nodelay(true)?;
         socket::set_user_timeout(stream.as_fd(), DEAD_AFTER)?;
         socket::set_keepalive(stream.as_fd(), DEAD_AFTER / 2, DEAD_AFTER / 6, 3)?;
-        Ok(Self { socket: Socket::Tcp(stream) })
+        Ok(Self { socket: Socket::Tcp(stream), tls: None })
     }
 
     /// Sends all of `parts`, one after another. With `more`, the kernel may wait for what is sent
@@ -75,13 +110,28 @@ impl Connection {
     ///
     /// As the socket; part of the bytes may have gone out.
     pub(crate) fn send(&self, parts: &[&[u8]], more: bool) -> io::Result<()> {
-        socket::send_all_vectored(self.fd(), parts, more)
+        match &self.tls {
+            Some(layer) => layer.send(self.fd(), parts, more),
+            None => socket::send_all_vectored(self.fd(), parts, more),
+        }
     }
 
-    /// Sends up to `length` bytes of `file` from `offset` on, without looking at them. Answers how
-    /// many were sent, and what went wrong, if anything did: less than asked for without an error is
-    /// the end of the file.
+    /// Sends `bytes` around TLS, where the handshake has failed since the peer does not speak it.
+    ///
+    /// # Errors
+    ///
+    /// As the socket.
+    pub(crate) fn send_in_clear(&self, bytes: &[u8]) -> io::Result<()> {
+        socket::send_all_vectored(self.fd(), &[bytes], false)
+    }
+
+    /// Sends up to `length` bytes of `file` from `offset` on, without looking at them where there is no
+    /// TLS; what they are followed by is to be sent at once. Answers how many were sent, and what went
+    /// wrong, if anything did: less than asked for without an error is the end of the file.
     pub(crate) fn send_file(&self, file: BorrowedFd<'_>, offset: u64, length: u64) -> (u64, io::Result<()>) {
+        if let Some(layer) = &self.tls {
+            return layer.send_file(self.fd(), file, offset, length);
+        }
         let mut sent = 0;
         while sent < length {
             match socket::send_file(self.fd(), file, offset + sent, length - sent) {
@@ -100,7 +150,10 @@ impl Connection {
     ///
     /// As the socket.
     pub(crate) fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        socket::receive(self.fd(), buffer)
+        match &self.tls {
+            Some(layer) => layer.receive(self.fd(), buffer),
+            None => socket::receive(self.fd(), buffer),
+        }
     }
 
     /// Receives until `buffer` is full, with as few wake-ups as the kernel allows.
@@ -109,7 +162,10 @@ impl Connection {
     ///
     /// `UnexpectedEof` where the stream ends first.
     pub(crate) fn receive_exact(&self, buffer: &mut [u8]) -> io::Result<()> {
-        socket::receive_exact(self.fd(), buffer)
+        match &self.tls {
+            Some(layer) => layer.receive_exact(self.fd(), buffer),
+            None => socket::receive_exact(self.fd(), buffer),
+        }
     }
 
     /// How long a send or a receive may take before it fails with `WouldBlock`; none is for ever.
@@ -132,10 +188,36 @@ impl Connection {
 
     /// Ends the connection in both directions: whoever is blocked in it on either side comes back.
     pub(crate) fn shutdown(&self) {
+        if let Some(layer) = &self.tls {
+            layer.close(self.fd());
+        }
+        self.shutdown_socket(Shutdown::Both);
+    }
+
+    /// Ends the sending side, and waits until the peer has ended its own, or has sent more than a little,
+    /// or `patience` is over. A socket that is closed while something lies in it takes back what was said
+    /// last: why the peer was refused.
+    pub(crate) fn linger(&self, patience: Duration) {
+        self.shutdown_socket(Shutdown::Write);
+        let deadline = Instant::now() + patience;
+        let mut buffer = [0; 4096];
+        for _ in 0..64 {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || self.set_timeouts(Some(left), Some(left)).is_err() {
+                return;
+            }
+            match socket::receive(self.fd(), &mut buffer) {
+                Ok(1..) => {}
+                Ok(0) | Err(_) => return,
+            }
+        }
+    }
+
+    fn shutdown_socket(&self, how: Shutdown) {
         // It fails where the connection has ended already.
         let _ = match &self.socket {
-            Socket::Tcp(stream) => stream.shutdown(std::net::Shutdown::Both),
-            Socket::Unix(stream) => stream.shutdown(std::net::Shutdown::Both),
+            Socket::Tcp(stream) => stream.shutdown(how),
+            Socket::Unix(stream) => stream.shutdown(how),
         };
     }
 
@@ -158,7 +240,7 @@ impl Connection {
         }
     }
 
-    fn fd(&self) -> BorrowedFd<'_> {
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
         match &self.socket {
             Socket::Tcp(stream) => stream.as_fd(),
             Socket::Unix(stream) => stream.as_fd(),
@@ -168,7 +250,7 @@ impl Connection {
 
 impl From<UnixStream> for Connection {
     fn from(stream: UnixStream) -> Self {
-        Self { socket: Socket::Unix(stream) }
+        Self { socket: Socket::Unix(stream), tls: None }
     }
 }
 
@@ -181,6 +263,15 @@ pub(crate) fn is_closed(error: &io::Error) -> bool {
             | io::ErrorKind::BrokenPipe
             | io::ErrorKind::NotConnected
     )
+}
+
+/// The error that a failed connection is: where TLS has refused one of the sides, trying again does not
+/// help; else the connection is lost.
+pub(crate) fn refused(peer: impl std::fmt::Display, error: &io::Error) -> Error {
+    match tls::failure(error) {
+        Some((kind, text)) => Error::new(kind, format!("cannot talk to {peer}")).because(text),
+        None => lost(peer, error),
+    }
 }
 
 /// The error that a lost connection is to those who still wait for something.

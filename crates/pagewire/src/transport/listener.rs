@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use pagewire_sys::event::{EventFd, PollItem, poll};
 
-use super::Connection;
+use super::{Acceptor, Connection};
 use crate::address::PeerAddress;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -17,6 +17,8 @@ use crate::error::{Error, ErrorKind, Result};
 pub(crate) struct Listener {
     socket: Socket,
     address: PeerAddress,
+    /// Where connections go through TLS.
+    tls: Option<Acceptor>,
 }
 
 enum Socket {
@@ -34,23 +36,34 @@ pub(crate) enum Incoming {
 
 impl Listener {
     /// Listens at `address`, where port 0 is any free one. A UNIX socket that a dead process left there is taken over.
+    /// Connections to a TLS address go through `tls`.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Busy`] where somebody else listens there.
-    pub(crate) fn bind(address: &PeerAddress) -> Result<Self> {
+    /// [`ErrorKind::Busy`] where somebody else listens there; [`ErrorKind::Usage`] for a TLS address
+    /// without `tls`.
+    pub(crate) fn bind(address: &PeerAddress, tls: Option<&Acceptor>) -> Result<Self> {
         let failed = |error: io::Error| Error::io(format!("cannot listen on {address}"), &error);
         match address {
             PeerAddress::Tcp(place) => {
-                let addresses: Vec<_> = place.to_socket_addrs().map_err(failed)?.collect();
-                let socket = TcpListener::bind(&addresses[..]).map_err(failed)?;
-                let bound = socket.local_addr().map_err(failed)?;
-                socket.set_nonblocking(true).map_err(failed)?;
-                Ok(Self { socket: Socket::Tcp(socket), address: PeerAddress::Tcp(bound.to_string()) })
+                let (socket, bound) = bind_tcp(place).map_err(failed)?;
+                Ok(Self { socket: Socket::Tcp(socket), address: PeerAddress::Tcp(bound), tls: None })
+            }
+            PeerAddress::Tls(place) => {
+                let tls = tls.cloned().ok_or_else(|| {
+                    let text = format!("a server at {address} needs a certificate (--tls-cert, --tls-key)");
+                    Error::new(ErrorKind::Usage, text)
+                })?;
+                let (socket, bound) = bind_tcp(place).map_err(failed)?;
+                // Its name is what its certificate is for; only the port may not be known.
+                let host = place.rsplit_once(':').map_or(&**place, |(host, _)| host);
+                let port = bound.rsplit_once(':').map_or("", |(_, port)| port);
+                let address = PeerAddress::Tls(format!("{host}:{port}"));
+                Ok(Self { socket: Socket::Tcp(socket), address, tls: Some(tls) })
             }
             PeerAddress::Unix(path) => {
                 let socket = bind_unix(path)?;
-                Ok(Self { socket: Socket::Unix(socket), address: address.clone() })
+                Ok(Self { socket: Socket::Unix(socket), address: address.clone(), tls: None })
             }
         }
     }
@@ -90,12 +103,27 @@ impl Listener {
                 Socket::Unix(socket) => socket.accept().map(Connection::from),
             };
             match accepted {
-                Ok(connection) => return Ok(Incoming::Connection(connection)),
+                Ok(connection) => {
+                    // The handshake waits for the peer, and so is not for this thread.
+                    let connection = match &self.tls {
+                        Some(tls) => connection.with_tls(tls.layer()),
+                        None => connection,
+                    };
+                    return Ok(Incoming::Connection(connection));
+                }
                 Err(error) if has_gone(&error) => {}
                 Err(error) => return Err(error),
             }
         }
     }
+}
+
+fn bind_tcp(place: &str) -> io::Result<(TcpListener, String)> {
+    let addresses: Vec<_> = place.to_socket_addrs()?.collect();
+    let socket = TcpListener::bind(&addresses[..])?;
+    let bound = socket.local_addr()?.to_string();
+    socket.set_nonblocking(true)?;
+    Ok((socket, bound))
 }
 
 /// Waits until `socket` can be accepted from (true) or `stop` is signalled (false).

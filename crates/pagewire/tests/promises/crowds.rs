@@ -1,7 +1,6 @@
 //! Many of something at once: connections, regions.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use pagewire::access::serve::ServerOptions;
 use pagewire::engine::Region;
@@ -84,7 +83,7 @@ fn many_regions_are_listed_described_and_opened() {
         Region::new(&name(number), Arc::new(store)).unwrap()
     });
     let (_server, address) = support::serve(regions, &anywhere());
-    let listed = store::list(&address, Duration::from_secs(5)).unwrap();
+    let listed = store::list(&address, &RemoteOptions::default()).unwrap();
     assert_eq!(listed.len(), COUNT);
     let mut names: Vec<(String, u64)> = (0..COUNT).map(|number| (name(number), number as u64)).collect();
     names.sort();
@@ -92,12 +91,12 @@ fn many_regions_are_listed_described_and_opened() {
     assert_eq!(told, names);
     for number in [0, 1, 2, 1023, 1024, 1025, 2499] {
         let region = region_at(&address, &name(number));
-        let described = store::describe(&region, Duration::from_secs(5)).unwrap();
+        let described = store::describe(&region, &RemoteOptions::default()).unwrap();
         assert_eq!(described.length, number as u64);
         let options = RemoteOptions { connections: 1, ..RemoteOptions::default() };
         let opened = RemoteStore::connect(&format!("{region}").parse().unwrap(), &options).unwrap();
         assert_eq!(opened.info().id, described.id);
     }
-    let error = store::describe(&region_at(&address, "region-0"), Duration::from_secs(5)).unwrap_err();
+    let error = store::describe(&region_at(&address, "region-0"), &RemoteOptions::default()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
 }

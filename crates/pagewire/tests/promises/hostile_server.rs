@@ -387,16 +387,16 @@ fn a_list_that_does_not_go_on_is_an_error() {
         let server = FakeServer::answering(move |raw, id, _| raw.answer(id, &list));
         let address = server.address();
         let error = support::within(what, Duration::from_secs(4), move || {
-            store::list(&address, Duration::from_millis(300)).unwrap_err()
+            store::list(&address, &patient_for(300)).unwrap_err()
         });
         assert_eq!(error.kind(), ErrorKind::Protocol, "{what}: {error}");
     }
     let silent = FakeServer::answering(|_, _, _| {});
     let (address, region) = (silent.address(), region_at(&silent.address(), "file"));
     let error = support::within("silence", Duration::from_secs(4), move || {
-        store::list(&address, Duration::from_millis(200)).unwrap_err()
+        store::list(&address, &patient_for(200)).unwrap_err()
     });
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
-    let error = store::describe(&region, Duration::from_millis(200)).unwrap_err();
+    let error = store::describe(&region, &patient_for(200)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
 }

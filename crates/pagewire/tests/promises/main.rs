@@ -16,6 +16,10 @@ mod full_disks;
 mod gone;
 mod hostile_client;
 mod hostile_server;
+#[cfg(feature = "tls")]
+mod hostile_tls;
+#[cfg(feature = "tls")]
+mod identities;
 mod killed_writers;
 mod local_copies;
 mod mappings;
@@ -25,5 +29,7 @@ mod overload;
 mod pushes;
 mod restart;
 mod stores;
+#[cfg(feature = "tls")]
+mod tls;
 mod writable;
 mod writers;

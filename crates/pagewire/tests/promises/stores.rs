@@ -12,7 +12,7 @@ use pagewire::{ByteRange, ErrorKind};
 use crate::support::recorder::{self, Recorder};
 use crate::support::{self, anywhere, file, file_region, pattern, region_at};
 
-const LENGTHS: [usize; 8] = [0, 1, 4095, 4096, 4097, 65535, 65536, 65537];
+pub(crate) const LENGTHS: [usize; 8] = [0, 1, 4095, 4096, 4097, 65535, 65536, 65537];
 
 /// Ranges of a region of `length` bytes that are interesting to ask for, several at a time.
 fn requests(length: u64) -> Vec<Vec<ByteRange>> {
@@ -35,7 +35,7 @@ fn requests(length: u64) -> Vec<Vec<ByteRange>> {
 }
 
 /// What every store promises of its reads, for a store that holds `model` and does not fail.
-fn check_reads(name: &str, store: &dyn Store, model: &[u8]) {
+pub(crate) fn check_reads(name: &str, store: &dyn Store, model: &[u8]) {
     let info = store.info();
     let length = model.len() as u64;
     assert_eq!(info.length, length, "{name}");
@@ -107,7 +107,7 @@ fn check_writes(name: &str, store: &dyn Store, mut model: Vec<u8>) {
 }
 
 /// What a store promises that cannot be written to.
-fn check_refuses_writes(name: &str, store: &dyn Store) {
+pub(crate) fn check_refuses_writes(name: &str, store: &dyn Store) {
     assert!(!store.info().writable, "{name}");
     let length = store.info().length;
     if length > 0 {
@@ -117,11 +117,11 @@ fn check_refuses_writes(name: &str, store: &dyn Store) {
     store.flush_all().unwrap();
 }
 
-fn retry(store: &Arc<dyn Store>) -> Retry {
+pub(crate) fn retry(store: &Arc<dyn Store>) -> Retry {
     Retry::new(store.clone(), Duration::from_secs(5))
 }
 
-fn memory(model: &[u8]) -> MemoryStore {
+pub(crate) fn memory(model: &[u8]) -> MemoryStore {
     let store = MemoryStore::new(model.len() as u64);
     store.write_bytes(0, model).unwrap();
     store.flush_all().unwrap();

@@ -71,9 +71,9 @@ impl Mount {
             return Err(Error::new(ErrorKind::Usage, "a trace is of one region: mount that alone"));
         }
         let (path, made) = mount_point(path, true)?;
-        let (asked, patience) = (peer.clone(), remote.patience);
+        let (asked, asking) = (peer.clone(), remote.clone());
         let list = Box::new(move || {
-            let regions = store::list(&asked, patience)?;
+            let regions = store::list(&asked, &asking)?;
             Ok(regions.into_iter().map(|(name, info)| (name, info.length)).collect())
         });
         let (peer, remote, open_options) = (peer.clone(), remote.clone(), options.clone());

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pagewire_core::wire::{
     Class, FrameType, HelloReply, Malformed, Notification, OLDEST_VERSION, Reply, Request, Role, VERSION,
@@ -17,16 +17,24 @@ use super::writing;
 use crate::error::{Error, ErrorKind};
 use crate::peer::AGENT;
 use crate::peer::frame::{FrameError, FrameReader};
-use crate::transport::is_closed;
+use crate::transport::{is_closed, refused};
 
 /// Requests are short, and several may come at once.
 const EAGER: usize = 4 << 10;
+
+/// How long a peer that was refused may take to hear why.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// Serves a connection until it ends.
 pub(super) fn run(shared: &Arc<Shared>, outgoing: &Arc<Outgoing>) {
     outgoing.own();
     let peer = outgoing.peer();
+    let deadline = Instant::now() + shared.options.handshake_timeout;
+    if let Err(error) = outgoing.connection().secure(deadline) {
+        return turn_away(outgoing, &error);
+    }
     let mut reader = FrameReader::new(EAGER);
+    reader.set_deadline(Some(deadline));
     let greeted = greet(shared, outgoing, &mut reader);
     let (joined, end) = match greeted {
         Ok(Some((session, role))) => {
@@ -54,13 +62,31 @@ pub(super) fn run(shared: &Arc<Shared>, outgoing: &Arc<Outgoing>) {
     outgoing.close();
 }
 
+/// Ends a connection whose TLS could not begin. The peer has been told why by then, but for one that does
+/// not speak TLS.
+fn turn_away(outgoing: &Outgoing, error: &io::Error) {
+    let connection = outgoing.connection();
+    let refused = refused("a client", error);
+    tracing::info!(peer = outgoing.peer(), %error, "a connection is refused");
+    if refused.kind() == ErrorKind::Protocol {
+        let text = "TLS is spoken here: write pw+tls:// in the address instead of pw://";
+        let mut frame = Vec::new();
+        Reply::Error(Error::new(ErrorKind::Protocol, text).to_wire(0)).encode(0, &mut frame);
+        // Whoever it is may have gone.
+        let _ = connection.send_in_clear(&frame);
+    }
+    connection.linger(LINGER);
+    outgoing.close();
+}
+
 /// The handshake. None where the peer was refused.
 fn greet(
     shared: &Shared,
     outgoing: &Arc<Outgoing>,
     reader: &mut FrameReader,
 ) -> Result<Option<(Arc<Session>, Role)>, FrameError> {
-    reader.set_deadline(Some(Instant::now() + shared.options.handshake_timeout));
+    let options = &shared.options;
+    outgoing.connection().set_timeouts(Some(options.send_timeout), Some(options.handshake_timeout))?;
     let (header, body) = reader.next(outgoing.connection())?;
     let Request::Hello(hello) = Request::decode(&header, body)? else {
         let reason = "the first frame is no HELLO".into();

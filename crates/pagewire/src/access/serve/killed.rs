@@ -120,7 +120,12 @@ impl Drop for Served {
 /// Writes and flushes all of [`FLUSHES`], over whatever becomes of the server.
 fn write_all(peer: &PeerAddress, flushed: &AtomicUsize) {
     let at = RegionAddress { peer: peer.clone(), name: "region".into() };
-    let options = RemoteOptions { connections: 1, patience: HANG, connect_timeout: Duration::from_secs(2) };
+    let options = RemoteOptions {
+        connections: 1,
+        patience: HANG,
+        connect_timeout: Duration::from_secs(2),
+        ..RemoteOptions::default()
+    };
     let remote = std::iter::repeat_with(|| RemoteStore::connect_writer(&at, &options, "a test"))
         .inspect(|tried| {
             if let Err(error) = tried {

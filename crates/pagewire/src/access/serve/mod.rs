@@ -8,6 +8,7 @@
 //! - [`connection`]: from the handshake to the end of one connection.
 //! - [`request`]: what each request does.
 //! - [`writing`]: the requests of those who write.
+//! - [`permissions`]: who may read and write which region.
 //! - [`session`]: what the connections of one client share: open regions and streams.
 //! - [`outgoing`]: frames on their way out, one at a time.
 //! - [`answer`]: the answer to a READ.
@@ -22,6 +23,7 @@ mod extent;
 mod holes;
 mod lent;
 mod outgoing;
+mod permissions;
 mod request;
 mod session;
 mod stream;
@@ -42,8 +44,10 @@ use pagewire_sys::event::EventFd;
 use crate::address::PeerAddress;
 use crate::engine::Region;
 use crate::error::{Error, ErrorKind, Result};
-use crate::transport::{Connection, Incoming, Listener};
+use crate::transport::{Acceptor, Connection, Incoming, Listener};
+pub use crate::transport::{Identity, ServerTls};
 use outgoing::Outgoing;
+pub use permissions::Permissions;
 use session::Session;
 
 /// How a server behaves.
@@ -59,6 +63,11 @@ pub struct ServerOptions {
     pub read_only: bool,
     /// How long a writer whose connection is lost may take to come back before another may write.
     pub lapse: Duration,
+    /// Who the server is to those who come through TLS; without it nobody can.
+    pub tls: Option<ServerTls>,
+    /// Who may read and write which region. With it everybody has to show a certificate; without it
+    /// everybody may do everything.
+    pub permissions: Option<Permissions>,
 }
 
 impl Default for ServerOptions {
@@ -69,6 +78,8 @@ impl Default for ServerOptions {
             send_timeout: Duration::from_secs(30),
             read_only: false,
             lapse: Duration::from_secs(10),
+            tls: None,
+            permissions: None,
         }
     }
 }
@@ -82,6 +93,7 @@ pub struct Server {
 struct Shared {
     regions: BTreeMap<String, Arc<Region>>,
     options: ServerOptions,
+    tls: Option<Acceptor>,
     instance: InstanceId,
     stop: EventFd,
     stopping: AtomicBool,
@@ -96,7 +108,9 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Usage`] if two regions have the same name.
+    /// [`ErrorKind::Usage`] if two regions have the same name, if the permissions name one that is not among
+    /// them, or if they are there without the authorities that they need; whatever keeps the certificates
+    /// from being used.
     pub fn new(regions: impl IntoIterator<Item = Arc<Region>>, options: ServerOptions) -> Result<Self> {
         let mut named = BTreeMap::new();
         for region in regions {
@@ -105,10 +119,20 @@ impl Server {
                 return Err(Error::new(ErrorKind::Usage, format!("two regions have the name '{name}'")));
             }
         }
+        let tls = options.tls.as_ref().map(Acceptor::load).transpose()?;
+        if let Some(permissions) = &options.permissions {
+            permissions.check(|name| named.contains_key(name))?;
+            if !tls.as_ref().is_some_and(Acceptor::knows_clients) {
+                let text = "permissions are for the names in clients' certificates: name the authorities that \
+                            sign them (--tls-clients)";
+                return Err(Error::new(ErrorKind::Usage, text));
+            }
+        }
         let stop = EventFd::new().map_err(|error| Error::io("cannot make an event", &error))?;
         let shared = Shared {
             regions: named,
             options,
+            tls,
             instance: crate::peer::random_id(),
             stop,
             stopping: AtomicBool::new(false),
@@ -123,9 +147,18 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Busy`] where somebody listens there already.
+    /// [`ErrorKind::Busy`] where somebody listens there already; [`ErrorKind::Usage`] for a TLS address of
+    /// a server without a certificate, and for another of one that has permissions: nobody would be
+    /// allowed anything there.
     pub fn listen(&self, address: &PeerAddress) -> Result<PeerAddress> {
-        let listener = Listener::bind(address)?;
+        if self.shared.options.permissions.is_some() && !matches!(address, PeerAddress::Tls(_)) {
+            let text = format!(
+                "nobody shows a certificate at {address}, and so nobody would be permitted anything there: \
+                 listen at pw+tls:// only"
+            );
+            return Err(Error::new(ErrorKind::Usage, text));
+        }
+        let listener = Listener::bind(address, self.shared.tls.as_ref())?;
         let bound = listener.address().clone();
         let shared = self.shared.clone();
         let thread = std::thread::Builder::new()

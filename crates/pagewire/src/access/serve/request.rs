@@ -6,6 +6,7 @@ use pagewire_core::chunk::{ByteRange, PAGE_SIZE};
 use pagewire_core::wire::{ListReply, MAX_RANGES, OpenMode, RegionInfo, Reply, Request, Role};
 
 use super::outgoing::Outgoing;
+use super::permissions::Access;
 use super::session::Session;
 use super::{Shared, answer, writing};
 use crate::engine::{Pin, Region, Watch};
@@ -26,16 +27,21 @@ pub(super) fn answer_request(
 ) -> Result<()> {
     match request {
         Request::Ping(body) => outgoing.reply(id, &Reply::Pong(body)),
-        Request::List { after } => outgoing.reply(id, &Reply::List(list(shared, &after))),
+        Request::List { after } => outgoing.reply(id, &Reply::List(list(shared, session, &after))),
         Request::Info { name } => {
-            let info = find(shared, &name)?.refresh()?;
-            outgoing.reply(id, &Reply::Info(shared.to_wire(&info)));
+            let (region, access) = find(shared, session, &name)?;
+            let info = region.refresh()?;
+            outgoing.reply(id, &Reply::Info(shared.to_wire(&info, access)));
         }
         Request::Open { name, mode, resume } => {
-            let region = find(shared, &name)?;
+            let (region, access) = find(shared, session, &name)?;
             let info = region.refresh()?;
             check_identity(region, &info, resume)?;
             match mode {
+                OpenMode::Write { .. } if access < Access::Write => {
+                    let text = format!("'{name}' may be read, but not written to, by {}", who(session));
+                    return Err(Error::new(ErrorKind::Denied, text));
+                }
                 OpenMode::Write { token, owner } => {
                     let leased = writing::open(shared, session, region, token, &owner)?;
                     outgoing.reply(id, &Reply::Leased(leased));
@@ -47,7 +53,7 @@ pub(super) fn answer_request(
                         Some((_, epoch)) => region.pin_epoch(epoch)?,
                         None => region.pin()?,
                     };
-                    let info = shared.to_wire(&pin.info());
+                    let info = shared.to_wire(&pin.info(), access);
                     let handle = session.open(pin, None)?;
                     outgoing.reply(id, &Reply::Opened { handle, info });
                 }
@@ -61,7 +67,7 @@ pub(super) fn answer_request(
             let region = old.region();
             region.refresh()?;
             let pin = region.pin()?;
-            let info = shared.to_wire(&pin.info());
+            let info = shared.to_wire(&pin.info(), shared.access(session, region.name()));
             session.replace(handle, pin)?;
             outgoing.reply(id, &Reply::Opened { handle, info });
         }
@@ -112,22 +118,42 @@ pub(super) fn answer_request(
     Ok(())
 }
 
-fn find<'a>(shared: &'a Shared, name: &str) -> Result<&'a Arc<Region>> {
-    shared
-        .regions
-        .get(name)
-        .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no region '{name}' here")))
+/// The region of that name, and what the client may do with it. One that it may not even read is not there:
+/// who is permitted nothing learns nothing, not even names.
+fn find<'a>(shared: &'a Shared, session: &Session, name: &str) -> Result<(&'a Arc<Region>, Access)> {
+    let access = shared.access(session, name);
+    let found = shared.regions.get(name).filter(|_| access >= Access::Read);
+    found.map(|region| (region, access)).ok_or_else(|| {
+        let text = match shared.options.permissions {
+            None => format!("there is no region '{name}' here"),
+            Some(_) => format!("there is no region '{name}' here that may be read by {}", who(session)),
+        };
+        Error::new(ErrorKind::NotFound, text)
+    })
 }
 
-fn list(shared: &Shared, after: &str) -> ListReply {
+/// The client, by the names in its certificate.
+fn who(session: &Session) -> String {
+    match session.names() {
+        None => "who shows no certificate".into(),
+        Some([]) => "a certificate without a DNS name".into(),
+        Some(names) => names.join(", "),
+    }
+}
+
+fn list(shared: &Shared, session: &Session, after: &str) -> ListReply {
     use std::ops::Bound;
-    let mut names = shared.regions.range::<str, _>((Bound::Excluded(after), Bound::Unbounded));
-    let regions = names
+    let mut listed = shared
+        .regions
+        .range::<str, _>((Bound::Excluded(after), Bound::Unbounded))
+        .map(|(name, region)| (name, region, shared.access(session, name)))
+        .filter(|(_, _, access)| *access >= Access::Read);
+    let regions = listed
         .by_ref()
         .take(ListReply::MOST)
-        .map(|(name, region)| (name.clone(), shared.to_wire(&region.info())))
+        .map(|(name, region, access)| (name.clone(), shared.to_wire(&region.info(), access)))
         .collect();
-    ListReply { regions, more: names.next().is_some() }
+    ListReply { regions, more: listed.next().is_some() }
 }
 
 /// Whether a session that goes on after a lost connection finds the region that it had.
@@ -166,15 +192,21 @@ fn check_ranges(info: &Info, ranges: &[ByteRange]) -> Result<()> {
 }
 
 impl Shared {
-    /// What is known of a region, in the words of the protocol.
-    pub(super) fn to_wire(&self, info: &Info) -> RegionInfo {
+    /// What a client may do with the region of that name.
+    fn access(&self, session: &Session, region: &str) -> Access {
+        let permissions = self.options.permissions.as_ref();
+        permissions.map_or(Access::Write, |permissions| permissions.of(region, session.names()))
+    }
+
+    /// What is known of a region, in the words of the protocol, to who may do so much with it.
+    pub(super) fn to_wire(&self, info: &Info, access: Access) -> RegionInfo {
         RegionInfo {
             id: *info.id.as_bytes(),
             epoch: info.epoch,
             length: info.length,
             capacity: info.capacity,
             granularity: info.granularity,
-            read_only: !info.writable || self.options.read_only,
+            read_only: !info.writable || self.options.read_only || access < Access::Write,
             commit: info.capabilities.commit,
         }
     }

@@ -26,6 +26,8 @@ const MAX_ASIDE: usize = 8;
 /// The connections of one client, and what they share.
 pub(super) struct Session {
     token: SessionToken,
+    /// The names in the client's certificate, where it has shown one.
+    names: Option<Vec<String>>,
     state: Mutex<State>,
     streams: Streams,
 }
@@ -74,9 +76,14 @@ impl Session {
         if sessions.get(&token).is_some_and(|session| session.lock().closed) {
             sessions.remove(&token);
         }
+        let names = outgoing.connection().names();
         let session = sessions.entry(token).or_insert_with(|| {
-            Arc::new(Self { token, state: Mutex::default(), streams: Streams::default() })
+            let names = names.map(<[_]>::to_vec);
+            Arc::new(Self { token, names, state: Mutex::default(), streams: Streams::default() })
         });
+        if session.names.as_deref() != names {
+            return Err(refused("the session is that of somebody with another certificate"));
+        }
         let mut state = session.lock();
         match role {
             Role::Primary if state.primary.is_some() => {
@@ -126,6 +133,11 @@ impl Session {
         self.streams.wake();
         // Waits for writes that are being carried out.
         open.values().filter_map(|open| open.writer.as_ref()).for_each(|writing| writing.writer.lose(lapse));
+    }
+
+    /// The names in the client's certificate, where it has shown one.
+    pub(super) fn names(&self) -> Option<&[String]> {
+        self.names.as_deref()
     }
 
     pub(super) fn has_primary(&self) -> bool {

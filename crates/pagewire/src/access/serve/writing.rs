@@ -12,6 +12,7 @@ use pagewire_core::wire::{Leased, Reply, WriteHeader};
 
 use super::Shared;
 use super::outgoing::Outgoing;
+use super::permissions::Access;
 use super::session::{Session, Writing};
 use crate::engine::Region;
 use crate::error::{Error, ErrorKind, Result};
@@ -34,7 +35,7 @@ pub(super) fn open(
         token => region.resume_writer(token, owner)?,
     };
     let (pin, stage, token) = (writer.pin(), writer.stage(), writer.token());
-    let info = shared.to_wire(&pin.info());
+    let info = shared.to_wire(&pin.info(), Access::Write);
     let writing = Writing { writer, stage: AtomicU64::new(stage.number) };
     let handle = session.open(pin, Some(writing))?;
     let lapse = u32::try_from(shared.options.lapse.as_millis()).unwrap_or(u32::MAX);
@@ -89,7 +90,7 @@ pub(super) fn flush(
         let stage = writing.stage.load(Ordering::Acquire);
         let flushed = crate::store::wait(|done| writing.writer.flush(Flush { number, stage, done }));
         let reply = match flushed {
-            Ok(info) => Reply::Flushed(shared.to_wire(&info)),
+            Ok(info) => Reply::Flushed(shared.to_wire(&info, Access::Write)),
             Err(error) => {
                 writing.give_up();
                 // Only a connection that is lost leaves it open what has become of a flush.

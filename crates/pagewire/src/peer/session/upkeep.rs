@@ -30,8 +30,7 @@ impl Shared {
         let resume = was.filter(|_| !moves_on).map(|was| (was.id, was.epoch));
         let writes = mode != OpenMode::Read;
         let open = Request::Open { name: name.clone(), mode, resume };
-        let timeout = self.options.connect_timeout;
-        let (greeting, opened) = greet(peer, Role::Primary, token, generation, Some(&open), timeout)
+        let (greeting, opened) = greet(peer, Role::Primary, token, generation, Some(&open), &self.options)
             .map_err(|error| error.context(format!("'{name}'")))?;
         match opened {
             Some(Opened { info, .. })
@@ -187,7 +186,7 @@ impl Shared {
                 (state.generation, state.token)
             };
             let peer = &self.region.peer;
-            let greeted = greet(peer, Role::Bulk, token, generation, None, self.options.connect_timeout);
+            let greeted = greet(peer, Role::Bulk, token, generation, None, &self.options);
             match greeted {
                 Ok((greeting, _)) => {
                     let begun = Instant::now();

@@ -1,11 +1,15 @@
 //! What the tests share: regions to serve, and deadlines.
 
+#[cfg(feature = "tls")]
+pub(crate) mod certificates;
 pub(crate) mod fake_server;
 pub(crate) mod fragile;
 pub(crate) mod frames;
 pub(crate) mod proxy;
 pub(crate) mod random;
 pub(crate) mod raw;
+#[cfg(feature = "tls")]
+pub(crate) mod raw_tls;
 pub(crate) mod recorder;
 pub(crate) mod role;
 
@@ -74,7 +78,7 @@ pub(crate) fn region_at(peer: &PeerAddress, name: &str) -> RegionAddress {
 /// A client that loses its patience after so many milliseconds.
 pub(crate) fn patient_for(milliseconds: u64) -> RemoteOptions {
     let patience = Duration::from_millis(milliseconds);
-    RemoteOptions { connections: 2, patience, connect_timeout: patience }
+    RemoteOptions { connections: 2, patience, connect_timeout: patience, ..RemoteOptions::default() }
 }
 
 /// Pulls in chunks of 64 KiB, and tries often again what could not be had.

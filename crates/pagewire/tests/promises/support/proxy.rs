@@ -18,6 +18,8 @@ pub(crate) struct Weather {
     pub(crate) cut_within: u64,
     /// After how many bytes to the server, at most; 0 is never.
     pub(crate) cut_up_within: u64,
+    /// Where a connection would be cut, a bit is flipped instead, and it goes on.
+    pub(crate) flips: bool,
     /// How long each piece of up to 64 KiB is held back, at most.
     pub(crate) delay: Duration,
 }
@@ -30,6 +32,7 @@ pub(crate) struct Proxy {
 
 struct Shared {
     server: String,
+    is_tls: bool,
     weather: Weather,
     random: AtomicU64,
     stop: AtomicBool,
@@ -52,13 +55,19 @@ impl Shared {
     /// Passes on what comes from `from`, until the end or the cut.
     fn pump(&self, mut from: TcpStream, mut to: TcpStream, mut left: Option<u64>) {
         let mut buffer = vec![0; 64 << 10];
+        let mut flip = 0;
         loop {
             let most = left.map_or(buffer.len(), |left| buffer.len().min(left as usize));
             if most == 0 {
                 self.cut.fetch_add(1, Ordering::SeqCst);
-                break;
+                if !self.weather.flips {
+                    break;
+                }
+                (left, flip) = (None, 1);
+                continue;
             }
             let Ok(got @ 1..) = from.read(&mut buffer[..most]) else { break };
+            buffer[0] ^= std::mem::take(&mut flip);
             if !self.weather.delay.is_zero() {
                 std::thread::sleep(Duration::from_micros(self.draw(self.weather.delay.as_micros() as u64)));
             }
@@ -96,11 +105,12 @@ impl Shared {
 impl Proxy {
     /// A proxy before `server`.
     pub(crate) fn new(server: &PeerAddress, seed: u64, weather: Weather) -> Self {
-        let PeerAddress::Tcp(server) = server else { panic!("a TCP server") };
+        let (PeerAddress::Tcp(place) | PeerAddress::Tls(place)) = server else { panic!("a TCP server") };
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
-            server: server.clone(),
+            server: place.clone(),
+            is_tls: matches!(server, PeerAddress::Tls(_)),
             weather,
             random: AtomicU64::new(seed),
             stop: AtomicBool::new(false),
@@ -122,7 +132,8 @@ impl Proxy {
     }
 
     pub(crate) fn address(&self) -> PeerAddress {
-        PeerAddress::Tcp(self.address.to_string())
+        let place = self.address.to_string();
+        if self.shared.is_tls { PeerAddress::Tls(place) } else { PeerAddress::Tcp(place) }
     }
 
     /// Holds back everything from the server, or lets it go.
