@@ -5,8 +5,12 @@
 //! ([`worker`]). What is collected goes through core's [`PushState`], which knows what still has to be
 //! pushed whatever fails or is lost on the way.
 //!
+//! Where the region has a cache on this host, what is collected is [kept](keep) there too, so that it survives
+//! this process.
+//!
 //! A flush takes two round trips where little is written: one for the pages, and one for itself.
 
+mod keep;
 mod send;
 mod worker;
 
@@ -15,6 +19,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use pagewire_core::bitmap::BitSet;
 use pagewire_core::chunk::{ChunkSize, Geometry};
 use pagewire_core::push::PushState;
 use serde::Serialize;
@@ -31,7 +36,8 @@ const LAST_ANSWERS: Duration = Duration::from_secs(1);
 /// How a local copy is written back.
 #[derive(Debug, Clone)]
 pub struct PushOptions {
-    /// How often what was written is pushed in the background; none pushes at a flush only.
+    /// How often what was written is pushed in the background, and flushed locally where the region has a cache;
+    /// none pushes at a flush only.
     pub interval: Option<Duration>,
     /// From so many written bytes on it is pushed at once.
     pub max_dirty: u64,
@@ -88,6 +94,11 @@ struct Inner {
 
 struct State {
     pages: PushState,
+    /// The pages that were written since they were kept in the region's cache, where it has one.
+    unkept: Option<BitSet>,
+    /// Whether the length has changed since, and whether keeping them fails.
+    unkept_length: bool,
+    keeping_fails: bool,
     length: Lengths,
     /// The stage that the store was at when the first push of this round was sent.
     stage: u64,
@@ -121,6 +132,7 @@ impl Lengths {
 
 enum Request {
     Flush(mpsc::SyncSender<Result<Info>>),
+    FlushLocal(mpsc::SyncSender<Result<()>>),
     SetLength(u64, mpsc::SyncSender<Result<()>>),
 }
 
@@ -141,6 +153,9 @@ impl Pusher {
         let length = stage.length;
         let state = State {
             pages: PushState::new(pages),
+            unkept: writer.region().cache().map(|_| BitSet::new(pages)),
+            unkept_length: false,
+            keeping_fails: false,
             length: Lengths { now: length, shortest: length, flushed: length, untold: None },
             stage: stage.number,
             flushes: stage.flushed,
@@ -177,6 +192,16 @@ impl Pusher {
     /// flush does it. [`ErrorKind::Fenced`] once somebody else writes to the region.
     pub fn flush(&self) -> Result<Info> {
         self.ask(Request::Flush)
+    }
+
+    /// Returns when everything that was written before the call, and is not flushed yet, is durable in the
+    /// region's cache on this host: all of it or nothing. It takes no network, also while a flush waits for one.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Unsupported`] where the region has no cache; what the cache's disk says.
+    pub fn flush_local(&self) -> Result<()> {
+        self.ask(Request::FlushLocal)
     }
 
     /// Changes the region's length, which is part of the next flush.

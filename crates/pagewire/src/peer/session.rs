@@ -105,11 +105,12 @@ struct State {
 }
 
 impl Session {
-    /// Connects to the peer and opens the region: for writing where an `owner` is named.
+    /// Connects to the peer and opens the region: for writing where an owner is named, who goes on with the
+    /// lease of a token, or takes one where that is 0.
     pub(crate) fn connect(
         region: &RegionAddress,
         options: &SessionOptions,
-        owner: Option<&str>,
+        owner: Option<(&str, u64)>,
     ) -> Result<Self> {
         if options.connections == 0 || options.connections > 64 {
             let text = format!("{} connections: 1 to 64 are possible", options.connections);
@@ -134,7 +135,7 @@ impl Session {
                 commit: false,
             },
             newest: 0,
-            lease: owner.map(Lease::wanted),
+            lease: owner.map(|(owner, token)| Lease::wanted(owner, token)),
             instance: [0; 16],
             failure: None,
             round_trip: Duration::ZERO,

@@ -275,7 +275,7 @@ impl Store for MemoryStore {
     fn stage(&self) -> Stage {
         let state = self.lock();
         let length = state.staged.as_ref().map_or(state.current.length, |staged| staged.length);
-        Stage { number: 0, flushed: state.flushed, token: state.token, length }
+        Stage { flushed: state.flushed, token: state.token, length, ..Stage::default() }
     }
 
     fn discard(&self) -> Result<()> {

@@ -40,7 +40,24 @@ impl RemoteStore {
     /// [`ErrorKind::Busy`] while somebody else has the lease; [`ErrorKind::Denied`] where the peer lets
     /// nobody write.
     pub fn connect_writer(region: &RegionAddress, options: &RemoteOptions, owner: &str) -> Result<Self> {
-        Ok(Self { session: Session::connect(region, options, Some(owner))? })
+        Ok(Self { session: Session::connect(region, options, Some((owner, 0)))? })
+    }
+
+    /// The same for who was the writer before, and has died: goes on with the lease that `token` names. What was
+    /// staged under it is given up.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Fenced`] where somebody else had the lease since; as [`RemoteStore::connect_writer`].
+    pub fn resume_writer(
+        region: &RegionAddress,
+        options: &RemoteOptions,
+        owner: &str,
+        token: u64,
+    ) -> Result<Self> {
+        let session = Session::connect(region, options, Some((owner, token)))?;
+        session.begin_anew()?;
+        Ok(Self { session })
     }
 
     /// What is known of the region, which can be written to by whoever has its lease.
@@ -187,7 +204,7 @@ impl Store for RemoteStore {
 
     fn stage(&self) -> Stage {
         let Written { token, stage, flushed } = self.session.written();
-        Stage { number: stage, flushed, token, length: self.session.info().length }
+        Stage { number: stage, flushed, token, length: self.session.info().length, ..Stage::default() }
     }
 
     fn discard(&self) -> Result<()> {
