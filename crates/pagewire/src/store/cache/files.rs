@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use pagewire_core::cache::{self, COPY_AT, Head, Kept};
 use pagewire_core::journal::{BLOCK, Damaged};
@@ -13,6 +14,9 @@ use pagewire_sys::file::FileKind;
 use super::unpushed::Unpushed;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::disk::Disk;
+
+/// How long a cache that is in use is waited for: its last mapping may have been closed just now.
+const CLOSING: Duration = Duration::from_secs(1);
 
 /// The files of a cache, which no other process uses meanwhile. They are opened before the store is, since
 /// they know which lease to go on with.
@@ -56,9 +60,10 @@ impl CacheFiles {
             let text = format!("the cache {} is no regular file", path.display());
             return Err(Error::new(ErrorKind::Usage, text));
         }
-        pagewire_sys::file::lock_exclusive(file.as_fd()).map_err(|error| match error.kind() {
+        lock(&file).map_err(|error| match error.kind() {
             io::ErrorKind::WouldBlock => {
-                Error::new(ErrorKind::Busy, format!("the cache {} is in use", path.display()))
+                let text = format!("the cache {} is in use by another mapping or process", path.display());
+                Error::new(ErrorKind::Busy, text)
             }
             _ => failed("lock", &error),
         })?;
@@ -105,6 +110,19 @@ impl CacheFiles {
     /// to wait for nobody.
     pub fn token(&self) -> Option<u64> {
         Some(self.unpushed.token()).filter(|token| *token != 0)
+    }
+}
+
+/// Locks the image. Whoever has just been told to let go of it may still be at it.
+fn lock(file: &File) -> io::Result<()> {
+    let deadline = Instant::now() + CLOSING;
+    loop {
+        match pagewire_sys::file::lock_exclusive(file.as_fd()) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            result => return result,
+        }
     }
 }
 
