@@ -111,6 +111,10 @@ pub(crate) struct Info {
     /// The region
     pub(crate) region: StoreAddress,
 
+    /// Show, too, what of it is in this cache
+    #[arg(long, value_name = "FILE")]
+    pub(crate) cache: Option<PathBuf>,
+
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,

@@ -277,6 +277,11 @@ fn a_cache_is_there_for_the_next_handler() {
         std::thread::sleep(Duration::from_millis(10));
     }
     drop((guests, handler));
+    let info: serde_json::Value =
+        serde_json::from_str(&crate::driving::stdout(&["info", &region, "--cache", cache_text, "--json"]))
+            .unwrap();
+    assert_eq!((&info["cache"]["present_bytes"], &info["cache"]["id"]), (&(4 << 20).into(), &info["id"]));
+    assert!(crate::driving::stdout(&["info", &region, "--cache", cache_text]).contains("4 MiB of 4 MiB"));
     let next = Running::start(&[&args[..], &["--no-pull"]].concat());
     let guest = Monitor::connect(Path::new(&next.address), &[(0, 4 << 20)], false);
     assert_eq!(guest.read(0, 5000, 1), bytes[5000..5001]);

@@ -61,6 +61,14 @@ pub(crate) enum Lane {
     Bulk,
 }
 
+/// A lease that was taken in an earlier life of this writer.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct EarlierLease {
+    /// The region that has given it.
+    pub(crate) region: [u8; 16],
+    pub(crate) token: u64,
+}
+
 /// A region of a peer, opened, and the calls on it.
 pub(crate) struct Session {
     shared: Arc<Shared>,
@@ -105,12 +113,13 @@ struct State {
 }
 
 impl Session {
-    /// Connects to the peer and opens the region: for writing where an owner is named, who goes on with the
-    /// lease of a token, or takes one where that is 0.
+    /// Connects to the peer and opens the region: for writing where an owner is named, who goes on with an
+    /// earlier lease where there is one.
     pub(crate) fn connect(
         region: &RegionAddress,
         options: &SessionOptions,
-        owner: Option<(&str, u64)>,
+        owner: Option<&str>,
+        earlier: Option<EarlierLease>,
     ) -> Result<Self> {
         if options.connections == 0 || options.connections > 64 {
             let text = format!("{} connections: 1 to 64 are possible", options.connections);
@@ -126,7 +135,8 @@ impl Session {
             turn: 0,
             handle: 0,
             info: RegionInfo {
-                id: [0; 16],
+                // Another region may have given a lease of the same number to somebody else.
+                id: earlier.map_or([0; 16], |earlier| earlier.region),
                 epoch: 0,
                 length: 0,
                 capacity: 0,
@@ -135,7 +145,7 @@ impl Session {
                 commit: false,
             },
             newest: 0,
-            lease: owner.map(|(owner, token)| Lease::wanted(owner, token)),
+            lease: owner.map(|owner| Lease::wanted(owner, earlier.map_or(0, |earlier| earlier.token))),
             instance: [0; 16],
             failure: None,
             round_trip: Duration::ZERO,

@@ -69,7 +69,7 @@ use read::{Answer, CachedStream, Joined, coalesce};
 use recover::Recovered;
 use unpushed::Unpushed;
 
-pub use files::CacheFiles;
+pub use files::{CacheFiles, CacheInfo};
 
 /// A store with a copy on this host's disk in front of it.
 pub struct CacheStore {
@@ -113,10 +113,10 @@ pub fn open_cached(
 ) -> Result<Arc<dyn Store>> {
     let Some(path) = cache else { return super::open_as(address, owner, remote) };
     let files = CacheFiles::open(path)?;
-    let store = match (address, owner, files.token()) {
-        (StoreAddress::Remote(region), Some(owner), Some(token)) => {
-            match RemoteStore::resume_writer(region, remote, owner, token) {
-                Err(error) if error.kind() == ErrorKind::Fenced => {
+    let store = match (address, owner, files.lease()) {
+        (StoreAddress::Remote(region), Some(owner), Some(lease)) => {
+            match RemoteStore::resume_writer(region, remote, owner, lease) {
+                Err(error) if matches!(error.kind(), ErrorKind::Fenced | ErrorKind::Changed) => {
                     super::open_as(address, Some(owner), remote)?
                 }
                 resumed => Arc::new(resumed?),
@@ -141,7 +141,6 @@ impl CacheStore {
         let thread = std::thread::Builder::new().name("pw-cache".into());
         let thread = thread.spawn(move || keeping::run(&local, &unpushed));
         cache.keeping = Some(thread.map_err(|error| Error::io("cannot start a thread", &error))?);
-        cache.reconcile()?;
         Ok(cache)
     }
 
@@ -172,6 +171,8 @@ impl CacheStore {
             pool: Pool::new(),
             keeping: None,
         };
+        // Nothing is touched before it is known that the cache may be used for this region.
+        cache.reconcile()?;
         let image = &cache.local.image;
         if image.len().map_err(&failed)? != head.length {
             image.set_len(head.length).map_err(failed)?;

@@ -26,7 +26,7 @@ mod simulated;
 pub use crate::sink::{Part, Sink};
 pub use blocking::Blocking;
 pub(crate) use blocking::wait;
-pub use cache::{CacheFiles, CacheProgress, CacheStore, open_cached};
+pub use cache::{CacheFiles, CacheInfo, CacheProgress, CacheStore, open_cached};
 pub use contract::{
     Capabilities, Completion, Flush, FlushDone, Info, Lent, Read, STAGED, Stage, Store, Stream,
     StreamRequest, Urgency,

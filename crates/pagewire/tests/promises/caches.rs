@@ -264,6 +264,25 @@ fn changes_are_refused_when_somebody_else_has_written_since() {
 }
 
 #[test]
+fn the_lease_of_one_region_is_not_taken_for_that_of_another() {
+    if !support::has_userfaultfd() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let cache = folder.path().join("cache");
+    let (first, second) = (stored().0, stored().0);
+    let (_server, peer) = support::serve([first], &anywhere());
+    drop(write(&peer, &cache, &patient_for(3000)).unwrap());
+    // The leases of stores in memory are numbered alike.
+    let writer = second.writer("somebody else").unwrap();
+    let (_server, peer) = support::serve([second], &anywhere());
+    let error = write(&peer, &cache, &patient_for(3000)).err().unwrap();
+    assert!(error.kind() == ErrorKind::Busy && error.to_string().contains("somebody else"), "{error}");
+    writer.write_bytes(0, b"theirs").unwrap();
+    writer.flush_all().unwrap();
+}
+
+#[test]
 fn what_cannot_be_a_cache_is_refused_with_the_reason() {
     let folder = tempfile::tempdir().unwrap();
     let open = |path: &Path| -> Result<CacheStore> {

@@ -8,8 +8,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pagewire_core::cache::{self, COPY_AT, Head, Kept};
+use pagewire_core::chunk::PAGE_SIZE;
 use pagewire_core::journal::{BLOCK, Damaged};
 use pagewire_sys::file::FileKind;
+use serde::Serialize;
+use uuid::Uuid;
 
 use super::unpushed::Unpushed;
 use crate::error::{Error, ErrorKind, Result};
@@ -31,6 +34,21 @@ pub struct CacheFiles {
     pub(super) file: Option<Arc<File>>,
     /// Whether to read never waits for a disk.
     pub(super) in_memory: bool,
+}
+
+/// What is in a cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct CacheInfo {
+    /// The identity of the region that it is of.
+    pub id: Uuid,
+    /// The epoch that it is of; 0 where it is new.
+    pub epoch: u64,
+    /// The region's length at that epoch, in bytes.
+    pub length: u64,
+    /// How many of these bytes are there.
+    pub present_bytes: u64,
+    /// How many bytes of pages were written and not flushed to the region.
+    pub unpushed_bytes: u64,
 }
 
 /// The path of one of the files beside the image.
@@ -106,10 +124,34 @@ impl CacheFiles {
         })
     }
 
-    /// The lease under which the cache was written to last, if any: to go on with it is to lose nothing, and
-    /// to wait for nobody.
-    pub fn token(&self) -> Option<u64> {
-        Some(self.unpushed.token()).filter(|token| *token != 0)
+    /// Opens the cache at `path`, if there is one, to see what is in it.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`] where there is none; as [`CacheFiles::open`].
+    pub fn describe(path: &Path) -> Result<CacheInfo> {
+        if let Err(error) = std::fs::metadata(path) {
+            return Err(Error::io(format!("cannot open the cache {}", path.display()), &error));
+        }
+        let files = Self::open(path)?;
+        let head = files.head.unwrap_or_default();
+        let present = super::keeping::read_present(&*files.state, &head);
+        let present = present
+            .map_err(|error| Error::io(format!("cannot read the cache {}", path.display()), &error))?;
+        Ok(CacheInfo {
+            id: Uuid::from_bytes(head.region),
+            epoch: head.epoch,
+            length: head.length,
+            present_bytes: (present.count() * PAGE_SIZE).min(head.length),
+            unpushed_bytes: files.unpushed.bytes(),
+        })
+    }
+
+    /// The lease under which the cache was written to last, if any, by the region and the token: to go on with it
+    /// is to lose nothing, and to wait for nobody.
+    pub fn lease(&self) -> Option<(Uuid, u64)> {
+        let commit = self.unpushed.committed();
+        (commit.token != 0).then(|| (Uuid::from_bytes(commit.region), commit.token))
     }
 }
 

@@ -141,9 +141,9 @@ impl Local {
                 self.image.set_len(0)?;
             }
             Some(stale) => {
+                // What is behind the end of the file is gone already.
+                let end = self.state.len()?;
                 for pages in stale {
-                    // Those behind the end of the file are gone already.
-                    let end = self.state.len()?;
                     let range = cache::entries_at(pages.clone()).clamp_to(end);
                     if !range.is_empty() {
                         self.state.punch(range)?;
@@ -155,8 +155,9 @@ impl Local {
         if self.image.len()? != head.length {
             self.image.set_len(head.length)?;
         }
-        for (page, hash) in staged {
-            self.write_entries(head.salt, head.epoch, *page..page + 1, &[*hash])?;
+        for run in staged.chunk_by(|one, next| one.0 + 1 == next.0) {
+            let hashes: Vec<u64> = run.iter().map(|(_, hash)| *hash).collect();
+            self.write_entries(head.salt, head.epoch, run[0].0..run[run.len() - 1].0 + 1, &hashes)?;
         }
         self.state.sync()?;
         self.write_head(head)?;

@@ -111,11 +111,6 @@ impl Unpushed {
         &self.name
     }
 
-    /// The token of who has written last.
-    pub(super) fn token(&self) -> u64 {
-        self.commit.token
-    }
-
     /// The last local flush.
     pub(super) fn committed(&self) -> &Kept {
         &self.commit
