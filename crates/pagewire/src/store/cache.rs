@@ -464,8 +464,10 @@ impl Store for CacheStore {
     }
 
     fn stage(&self) -> Stage {
-        let recovered = self.recovered.lock().expect("no holder panics").is_some();
-        Stage { recovered, ..self.store.stage() }
+        let stage = self.store.stage();
+        let recovered = self.recovered.lock().expect("no holder panics");
+        let length = recovered.as_ref().and_then(|recovered| recovered.length_at(&stage));
+        Stage { recovered: recovered.is_some(), length: length.unwrap_or(stage.length), ..stage }
     }
 
     fn discard(&self) -> Result<()> {
@@ -507,7 +509,8 @@ impl Store for CacheStore {
         let answer = self.answer(at, epoch, Urgency::Background, sink);
         let kept = if epoch == STAGED { self.take_recovered(&mut groups) } else { Vec::new() };
         // What was joined would bring what is kept from the store.
-        let asked = if kept.is_empty() { coalesce(groups, MAX_RANGES) } else { groups.concat() };
+        let mut asked = if kept.is_empty() { coalesce(groups, MAX_RANGES) } else { groups.concat() };
+        let rest = asked.split_off(asked.len().min(MAX_RANGES));
         // What was joined covers some of what is there.
         let covered = ByteRange::union(asked.clone());
         let there: Vec<ByteRange> = there.into_iter().flat_map(|range| without(range, &covered)).collect();
@@ -516,6 +519,7 @@ impl Store for CacheStore {
             answer.joined.begin();
             let sink = answer.sink();
             remote = Some(self.store.stream(StreamRequest { ranges: asked.clone(), epoch, sink })?);
+            answer.ask(rest);
         }
         let ended = Arc::<AtomicBool>::default();
         let (cancelled, unpushed) = (ended.clone(), self.unpushed.clone());

@@ -102,9 +102,12 @@ impl Answer {
         self.store.read(Read { ranges, epoch: self.epoch, urgency: self.urgency, sink: self.sink() });
     }
 
-    /// Answers pieces, each within a page, from the file of unpushed changes.
-    pub(super) fn answer_kept(&self, unpushed: &Arc<Mutex<Unpushed>>, pieces: &[ByteRange]) -> Result<()> {
-        super::recover::answer(&self.local, unpushed, pieces, &*self.joined.sink)
+    /// Answers pieces, each within a page, from the file of unpushed changes; those that were flushed meanwhile
+    /// from the store.
+    pub(super) fn answer_kept(&self, unpushed: &Mutex<Unpushed>, pieces: &[ByteRange]) -> Result<()> {
+        let left = super::recover::answer(&self.local, unpushed, pieces, &*self.joined.sink)?;
+        self.ask(left);
+        Ok(())
     }
 
     pub(super) fn sink(&self) -> Arc<Filling> {

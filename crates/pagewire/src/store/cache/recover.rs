@@ -5,17 +5,17 @@
 //! file, unless the writer has replaced them: a store that is restarted cannot give them.
 
 use std::collections::BTreeSet;
+use std::sync::Mutex;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
 
 use pagewire_core::cache::Kept;
 use pagewire_core::chunk::{ByteRange, PAGE_SIZE};
 
-use super::local::{Flushes, Local, touching};
+use super::local::{Flushes, Local, pages_of, touching};
 use super::unpushed::Unpushed;
 use super::{CacheStore, Groups};
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::{Blocking, Info, Part, Sink, wait};
+use crate::store::{Blocking, Info, Part, Sink, Stage, wait};
 
 /// How many pages are read or written at once.
 const BATCH: usize = 256;
@@ -28,6 +28,17 @@ pub(super) struct Recovered {
     pushed_at: Option<u64>,
     /// The number of the first flush since.
     submitted: Option<u64>,
+    /// The region's length with the changes.
+    length: u64,
+}
+
+impl Recovered {
+    /// The length that the region has with the changes, where the store has lost them.
+    pub(super) fn length_at(&self, stage: &Stage) -> Option<u64> {
+        let is_there = self.pushed_at == Some(stage.number)
+            || self.submitted.is_some_and(|number| stage.flushed >= number);
+        (!is_there).then_some(self.length)
+    }
 }
 
 impl CacheStore {
@@ -118,9 +129,17 @@ impl CacheStore {
             if let Err(error) = unpushed.begin(&base) {
                 tracing::warn!(%error, "changes cannot be kept on this host");
             }
-            let pages: BTreeSet<u64> = unpushed.pages().into_iter().collect();
-            let recovered =
-                (!unpushed.is_empty()).then_some(Recovered { pages, pushed_at: None, submitted: None });
+            let (cut, length) = unpushed.lengths();
+            let mut pages: BTreeSet<u64> = unpushed.pages().into_iter().collect();
+            if !unpushed.is_empty() {
+                pages.extend(pages_of(cut)..pages_of(length));
+            }
+            let recovered = (!unpushed.is_empty()).then_some(Recovered {
+                pages,
+                pushed_at: None,
+                submitted: None,
+                length,
+            });
             if recovered.is_some() {
                 let bytes = unpushed.bytes();
                 tracing::info!(bytes, "changes that were not pushed were found, and are pushed again");
@@ -168,7 +187,9 @@ impl CacheStore {
         }
         if let Some(known) = &mut *self.recovered.lock().expect("no holder panics") {
             known.pushed_at = Some(stage.number);
+            known.length = length;
             known.pages.extend(pages);
+            known.pages.extend(pages_of(cut)..pages_of(length));
         }
         Ok(())
     }
@@ -220,26 +241,33 @@ impl CacheStore {
     }
 }
 
-/// Answers pieces, each within a page, from the file of unpushed changes.
+/// Answers pieces, each within a page, from the file of unpushed changes. Answers what is not unpushed any more.
 pub(super) fn answer(
     local: &Local,
-    unpushed: &Arc<Mutex<Unpushed>>,
+    unpushed: &Mutex<Unpushed>,
     pieces: &[ByteRange],
     sink: &dyn Sink,
-) -> Result<()> {
+) -> Result<Vec<ByteRange>> {
+    let mut left = Vec::new();
     for piece in pieces {
         let page = piece.start / PAGE_SIZE;
-        let bytes = unpushed.lock().expect("no holder panics").read(page)?;
-        let Some(bytes) = bytes else {
-            let text = format!("bytes {piece} are not unpushed any more");
-            return Err(Error::new(ErrorKind::Unavailable, text));
+        let (bytes, (cut, length)) = {
+            let unpushed = unpushed.lock().expect("no holder panics");
+            (unpushed.read(page)?, unpushed.lengths())
         };
-        local.cached_bytes.fetch_add(piece.len(), Ordering::Relaxed);
-        let from = (piece.start - page * PAGE_SIZE) as usize;
-        let bytes = &bytes[from..from + piece.len() as usize];
-        sink.part(Part::Bytes { offset: piece.start, bytes });
+        match bytes {
+            Some(bytes) => {
+                let from = (piece.start - page * PAGE_SIZE) as usize;
+                let bytes = &bytes[from..from + piece.len() as usize];
+                local.cached_bytes.fetch_add(piece.len(), Ordering::Relaxed);
+                sink.part(Part::Bytes { offset: piece.start, bytes });
+            }
+            // The region was shorter, and has grown again.
+            None if cut <= page * PAGE_SIZE && piece.end <= length => sink.part(Part::Zero(*piece)),
+            None => left.push(*piece),
+        }
     }
-    Ok(())
+    Ok(left)
 }
 
 /// Pages in runs that are not too long.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 
-const STEPS: usize = 12_000;
+const STEPS: usize = 20_000;
 
 /// What is known from outside.
 struct Model {
@@ -16,6 +16,8 @@ struct Model {
     unkept: BTreeSet<u64>,
     /// What was flushed locally since the last flush, if anything was.
     local: Option<Vec<u8>>,
+    /// Whether the writer has not written anything yet.
+    untouched: bool,
     counts: BTreeMap<&'static str, usize>,
 }
 
@@ -47,6 +49,7 @@ impl Model {
     fn writer(&mut self) {
         self.staged = self.local.clone().unwrap_or_else(|| self.newest().clone());
         self.unkept.clear();
+        self.untouched = true;
         let newest = self.newest();
         let pages = (self.staged.len().max(newest.len()) as u64).div_ceil(PAGE_SIZE);
         let page_of = |bytes: &[u8], page: u64| {
@@ -77,6 +80,7 @@ impl Model {
     }
 
     fn write(&mut self, cache: &CacheStore) {
+        self.untouched = false;
         let length = self.staged.len() as u64;
         let draw = self.random.below(10);
         if draw == 0 || length == 0 {
@@ -127,14 +131,16 @@ impl Model {
     /// The server is started again: the writer writes all of it once more.
     fn restart(&mut self, cache: &CacheStore, server: &Server) {
         server.restart();
-        if self.random.below(2) == 0 {
-            // Reads of what nobody has replaced are right before that.
-            let recovered = self.local.is_some() && self.unkept.is_empty();
-            if recovered && cache.stage().recovered && cache.stage().length == self.staged.len() as u64 {
-                self.count("reads after a restart");
-            }
-        }
         let length = self.staged.len() as u64;
+        if self.untouched && cache.stage().recovered {
+            // What was recovered is there before anybody writes it again.
+            self.count("reads after a restart");
+            assert_eq!(cache.stage().length, length);
+            let there = ByteRange::new(0, length);
+            let got = cache.read_bytes(there, STAGED).unwrap();
+            assert!(got == self.staged[..there.end as usize], "what was recovered is gone");
+        }
+        self.untouched = false;
         let shortest = length.min(self.newest().len() as u64).min(self.shortest());
         wait(|done| cache.set_length(shortest, done)).unwrap();
         wait(|done| cache.set_length(length, done)).unwrap();
@@ -166,6 +172,7 @@ fn run(seed: u64, steps: usize) -> BTreeMap<&'static str, usize> {
         changed: BTreeSet::new(),
         unkept: BTreeSet::new(),
         local: None,
+        untouched: true,
         counts: BTreeMap::new(),
     };
     let mut cache: Option<(CacheStore, bool)> = None;
@@ -233,6 +240,7 @@ fn run(seed: u64, steps: usize) -> BTreeMap<&'static str, usize> {
             90..95 if writes => model.flush_local(&open),
             95..98 if writes => model.flush(&open),
             98 if writes => model.restart(&open, &server),
+            99 if writes && model.untouched => model.restart(&open, &server),
             40..60 if !writes => {
                 model.count("epochs of others");
                 model.others(&server);
