@@ -140,6 +140,10 @@ pub(crate) struct Info {
     /// The region
     pub(crate) region: StoreAddress,
 
+    /// Show, too, what of it is in this cache
+    #[arg(long, value_name = "FILE")]
+    pub(crate) cache: Option<PathBuf>,
+
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
@@ -179,8 +183,9 @@ pub(crate) struct Copy {
 /// 'Uffd' connects to the socket, and its guest runs at once while its memory streams in.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "\
-Example: restore microVMs from a snapshot that another host offers
-  pagewire uffd pw://10.0.0.7:7070/snapshot --socket /run/pagewire-uffd.sock")]
+Examples: restore microVMs from a snapshot that another host offers
+  pagewire uffd pw://10.0.0.7:7070/snapshot --socket /run/pagewire-uffd.sock
+  pagewire uffd pw://10.0.0.7:7070/snapshot --socket /run/pagewire-uffd.sock --cache /var/cache/snapshot")]
 pub(crate) struct Uffd {
     /// The region that holds the guest's memory
     pub(crate) region: StoreAddress,
@@ -192,6 +197,11 @@ pub(crate) struct Uffd {
     /// Pull only what is touched
     #[arg(long)]
     pub(crate) no_pull: bool,
+
+    /// Keep what was pulled in this file, and pull only what is missing there. Guests that run at the same
+    /// time have the same epoch then
+    #[arg(long, value_name = "FILE")]
+    pub(crate) cache: Option<PathBuf>,
 
     /// What a fault pulls: a power of two, at least 4KiB
     #[arg(long, value_name = "SIZE", default_value = "64KiB", value_parser = parse_chunk)]

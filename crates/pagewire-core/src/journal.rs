@@ -102,27 +102,27 @@ impl Area {
 }
 
 /// Writes fields into a block.
-struct Writer(Vec<u8>);
+pub(crate) struct Writer(Vec<u8>);
 
 impl Writer {
-    fn new(magic: &[u8; 8]) -> Self {
+    pub(crate) fn new(magic: &[u8; 8], version: u32) -> Self {
         let mut bytes = Vec::with_capacity(BLOCK);
         bytes.extend_from_slice(magic);
-        bytes.extend_from_slice(&VERSION.to_le_bytes());
+        bytes.extend_from_slice(&version.to_le_bytes());
         Self(bytes)
     }
 
-    fn u64(mut self, value: u64) -> Self {
+    pub(crate) fn u64(mut self, value: u64) -> Self {
         self.0.extend_from_slice(&value.to_le_bytes());
         self
     }
 
-    fn bytes(mut self, bytes: &[u8]) -> Self {
+    pub(crate) fn bytes(mut self, bytes: &[u8]) -> Self {
         self.0.extend_from_slice(bytes);
         self
     }
 
-    fn end(mut self) -> [u8; BLOCK] {
+    pub(crate) fn end(mut self) -> [u8; BLOCK] {
         self.0.resize(BLOCK - 8, 0);
         let hash = hash(&self.0);
         self.0.extend_from_slice(&hash.to_le_bytes());
@@ -133,10 +133,10 @@ impl Writer {
 }
 
 /// Reads the fields of a block whose hash is right, so that they are as they were written.
-struct Reader<'a>(&'a [u8]);
+pub(crate) struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
-    fn new(block: &'a [u8; BLOCK], magic: &[u8; 8]) -> Result<Self, Damaged> {
+    pub(crate) fn new(block: &'a [u8; BLOCK], magic: &[u8; 8], known: u32) -> Result<Self, Damaged> {
         let (fields, sum) = block.split_at(BLOCK - 8);
         if sum != hash(fields).to_le_bytes() || !fields.starts_with(magic) {
             return Err(Damaged::Hash);
@@ -145,18 +145,18 @@ impl<'a> Reader<'a> {
         let mut version = [0; 4];
         version.copy_from_slice(reader.take(4));
         match u32::from_le_bytes(version) {
-            VERSION => Ok(reader),
+            version if version == known => Ok(reader),
             other => Err(Damaged::Version(other)),
         }
     }
 
-    fn take(&mut self, count: usize) -> &'a [u8] {
+    pub(crate) fn take(&mut self, count: usize) -> &'a [u8] {
         let (head, rest) = self.0.split_at(count);
         self.0 = rest;
         head
     }
 
-    fn u64(&mut self) -> u64 {
+    pub(crate) fn u64(&mut self) -> u64 {
         let mut bytes = [0; 8];
         bytes.copy_from_slice(self.take(8));
         u64::from_le_bytes(bytes)

@@ -10,11 +10,13 @@
 //! | [`push`] | what of a local copy is present, dirty and staged, and what may happen to it |
 //! | [`pull`] | what to pull next and how much of it may be in flight |
 //! | [`journal`] | how a file keeps what was flushed and is not in place yet, as bytes |
+//! | [`cache`] | how a persistent local copy is kept in files, as bytes |
 //! | [`epoch`] | which old bytes a reader of a past epoch still sees |
 //! | [`wire`] | what two processes say to each other, as bytes |
 #![forbid(unsafe_code)]
 
 pub mod bitmap;
+pub mod cache;
 pub mod chunk;
 pub mod epoch;
 pub mod journal;

@@ -9,7 +9,7 @@
 //! | --- | --- |
 //! | [`access`] | how an application reaches a region, and how a region is offered to peers |
 //! | [`engine`] | regions, local copies, and the pull that fills them |
-//! | [`store`] | where a region's bytes live: memory, a file, a peer |
+//! | [`store`] | where a region's bytes live: memory, a file, a peer; and a cache in front of it |
 //! | `peer` | a session with another Pagewire process |
 //! | `transport` | byte streams between processes |
 //! | `sink` | where the answer to a read goes |

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use pagewire::address::{StoreAddress, format_size};
-use pagewire::store::{self, Info as StoreInfo};
+use pagewire::store::{self, CacheFiles, CacheInfo, Info as StoreInfo};
 use serde::Serialize;
 
 use crate::args::Info;
@@ -14,6 +14,8 @@ struct Described<'a> {
     address: String,
     #[serde(flatten)]
     info: &'a StoreInfo,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache: Option<CacheInfo>,
 }
 
 pub(super) fn run(args: &Info) -> Result<()> {
@@ -22,8 +24,9 @@ pub(super) fn run(args: &Info) -> Result<()> {
         StoreAddress::Remote(region) => store::describe(region, &options)?,
         local => store::open(local, false, &options)?.info(),
     };
+    let cache = args.cache.as_deref().map(CacheFiles::describe).transpose()?;
     if args.json {
-        return output::json(&Described { address: args.region.to_string(), info: &info });
+        return output::json(&Described { address: args.region.to_string(), info: &info, cache });
     }
     let abilities = [
         (info.capabilities.stream, "stream"),
@@ -42,5 +45,12 @@ pub(super) fn run(args: &Info) -> Result<()> {
         "can          {}",
         if abilities.is_empty() { "read".into() } else { abilities.join(", ") }
     ))?;
+    if let Some(cache) = cache {
+        let CacheInfo { id, epoch, length, present_bytes, unpushed_bytes } = cache;
+        let of = if id == info.id { "" } else { ", another region" };
+        let (present, all) = (format_size(present_bytes), format_size(length));
+        output::line(format!("cache        {present} of {all} at epoch {epoch}{of}"))?;
+        output::line(format!("not pushed   {}", format_size(unpushed_bytes)))?;
+    }
     Ok(())
 }

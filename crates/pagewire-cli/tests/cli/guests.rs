@@ -252,3 +252,40 @@ fn a_handler_ends_cleanly_and_takes_its_socket_along() {
     assert_eq!(status.code(), Some(0));
     assert!(!Path::new(&handler.address).exists());
 }
+
+/// What one handler has pulled, the next one has, also when there is nobody to pull it from any more.
+#[test]
+fn a_cache_is_there_for_the_next_handler() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = pattern(4 << 20);
+    let cache = folder.path().join("cache");
+    let cache_text = cache.to_str().unwrap();
+    let (server, handler) = handler(folder.path(), &bytes, &["--cache", cache_text]);
+    let socket = Path::new(&handler.address);
+    let guests: Vec<Monitor> = (0..2).map(|_| Monitor::connect(socket, &[(0, 4 << 20)], false)).collect();
+    assert!(guests.iter().all(|guest| guest.read(0, 0, 4 << 20) == bytes));
+    let region = format!("{}/file", server.address);
+    let second = folder.path().join("second.sock");
+    let args = ["uffd", &region, "--socket", second.to_str().unwrap(), "--cache", cache_text];
+    let refused = crate::driving::run(&args);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.status.code() == Some(1) && said.contains("is in use"), "{said}");
+    // The file is the region, as soon as everything is there.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while std::fs::read(&cache).unwrap() != bytes {
+        assert!(Instant::now() < deadline, "the cache is never complete");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    drop((guests, handler));
+    let info: serde_json::Value =
+        serde_json::from_str(&crate::driving::stdout(&["info", &region, "--cache", cache_text, "--json"]))
+            .unwrap();
+    assert_eq!((&info["cache"]["present_bytes"], &info["cache"]["id"]), (&(4 << 20).into(), &info["id"]));
+    assert!(crate::driving::stdout(&["info", &region, "--cache", cache_text]).contains("4 MiB of 4 MiB"));
+    let next = Running::start(&[&args[..], &["--no-pull"]].concat());
+    let guest = Monitor::connect(Path::new(&next.address), &[(0, 4 << 20)], false);
+    assert_eq!(guest.read(0, 5000, 1), bytes[5000..5001]);
+    // The server was needed for its epoch. It is not for the bytes.
+    drop(server);
+    assert!(guest.read(0, 0, 4 << 20) == bytes);
+}

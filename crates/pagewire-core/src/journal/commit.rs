@@ -1,6 +1,6 @@
 //! The commit block, and the index that it stands for.
 
-use super::{BLOCK, Damaged, Reader, Writer, hash};
+use super::{BLOCK, Damaged, Reader, VERSION, Writer, hash};
 
 const MAGIC: &[u8; 8] = b"PWCOMMIT";
 
@@ -28,7 +28,7 @@ pub struct Commit {
 impl Commit {
     /// The block.
     pub fn encode(&self) -> [u8; BLOCK] {
-        Writer::new(MAGIC)
+        Writer::new(MAGIC, VERSION)
             .u64(self.epoch)
             .u64(self.slots)
             .u64(self.index)
@@ -46,7 +46,7 @@ impl Commit {
     ///
     /// [`Damaged`].
     pub fn decode(block: &[u8; BLOCK]) -> Result<Self, Damaged> {
-        let mut reader = Reader::new(block, MAGIC)?;
+        let mut reader = Reader::new(block, MAGIC, VERSION)?;
         Ok(Self {
             epoch: reader.u64(),
             slots: reader.u64(),
@@ -86,13 +86,13 @@ impl Index {
         bytes
     }
 
-    /// The index that a commit stands for, from its bytes.
+    /// The index whose bytes have a hash, which a commit stands for.
     ///
     /// # Errors
     ///
     /// [`Damaged`], where the bytes are not those that were committed.
-    pub fn decode(commit: &Commit, bytes: &[u8]) -> Result<Self, Damaged> {
-        if hash(bytes) != commit.hash || bytes.len() < 16 || !bytes.len().is_multiple_of(8) {
+    pub fn decode(expected: u64, bytes: &[u8]) -> Result<Self, Damaged> {
+        if hash(bytes) != expected || bytes.len() < 16 || !bytes.len().is_multiple_of(8) {
             return Err(Damaged::Hash);
         }
         let mut values = bytes.chunks_exact(8).map(|chunk| {

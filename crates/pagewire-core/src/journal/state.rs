@@ -1,6 +1,6 @@
 //! The state block: who the region is, and how far its file has come.
 
-use super::{BLOCK, Damaged, Reader, Writer};
+use super::{BLOCK, Damaged, Reader, VERSION, Writer};
 
 const MAGIC: &[u8; 8] = b"PWSTATE\0";
 
@@ -48,7 +48,7 @@ pub struct State {
 impl State {
     /// The block.
     pub fn encode(&self) -> [u8; BLOCK] {
-        Writer::new(MAGIC)
+        Writer::new(MAGIC, VERSION)
             .bytes(&self.region)
             .u64(self.sequence)
             .u64(self.file.inode)
@@ -69,7 +69,7 @@ impl State {
     ///
     /// [`Damaged`].
     pub fn decode(block: &[u8; BLOCK]) -> Result<Self, Damaged> {
-        let mut reader = Reader::new(block, MAGIC)?;
+        let mut reader = Reader::new(block, MAGIC, VERSION)?;
         let mut region = [0; 16];
         region.copy_from_slice(reader.take(16));
         Ok(Self {

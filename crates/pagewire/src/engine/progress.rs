@@ -21,6 +21,9 @@ pub struct Progress {
     pub demand_bytes: u64,
     /// How many bytes were placed by the background pull.
     pub background_bytes: u64,
+    /// How many of the bytes that were placed, by this pull and others of the same region, came from a cache on
+    /// this host.
+    pub cached_bytes: u64,
     /// How many faults an application took on bytes that were not there.
     pub faults: u64,
     /// How many reads these faults made: fewer, where several waited for the same chunk.

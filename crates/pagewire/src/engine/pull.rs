@@ -24,7 +24,7 @@ use super::local_copy::LocalCopy;
 use super::progress::{Counters, Progress};
 use super::region::Pin;
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::{Read, Stream, Urgency};
+use crate::store::{CacheStore, Read, Stream, Urgency};
 use fill::Fill;
 
 /// How a region is pulled.
@@ -519,6 +519,7 @@ impl Inner {
             ..Progress::default()
         };
         self.counters.fill(&mut progress);
+        progress.cached_bytes = self.pin.region().cache().map_or(0, CacheStore::cached_bytes);
         progress
     }
 }

@@ -5,8 +5,12 @@
 //! ([`worker`]). What is collected goes through core's [`PushState`], which knows what still has to be
 //! pushed whatever fails or is lost on the way.
 //!
+//! Where the region has a cache on this host, what is collected is [kept](keep) there too, so that it survives
+//! this process.
+//!
 //! A flush takes two round trips where little is written: one for the pages, and one for itself.
 
+mod keep;
 mod send;
 mod worker;
 
@@ -15,6 +19,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use pagewire_core::bitmap::BitSet;
 use pagewire_core::chunk::{ChunkSize, Geometry};
 use pagewire_core::push::PushState;
 use serde::Serialize;
@@ -31,7 +36,8 @@ const LAST_ANSWERS: Duration = Duration::from_secs(1);
 /// How a local copy is written back.
 #[derive(Debug, Clone)]
 pub struct PushOptions {
-    /// How often what was written is pushed in the background; none pushes at a flush only.
+    /// How often what was written is pushed in the background, and flushed locally where the region has a cache;
+    /// none pushes at a flush only.
     pub interval: Option<Duration>,
     /// From so many written bytes on it is pushed at once.
     pub max_dirty: u64,
@@ -88,6 +94,11 @@ struct Inner {
 
 struct State {
     pages: PushState,
+    /// The pages that were written since they were kept in the region's cache, where it has one.
+    unkept: Option<BitSet>,
+    /// Whether the length has changed since, and whether keeping them fails.
+    unkept_length: bool,
+    keeping_fails: bool,
     length: Lengths,
     /// The stage that the store was at when the first push of this round was sent.
     stage: u64,
@@ -129,6 +140,7 @@ impl Lengths {
 
 enum Request {
     Flush(FlushDone),
+    FlushLocal(Completion),
     SetLength(u64, Completion),
 }
 
@@ -149,6 +161,9 @@ impl Pusher {
         let length = stage.length;
         let state = State {
             pages: PushState::new(pages),
+            unkept: writer.region().cache().map(|_| BitSet::new(pages)),
+            unkept_length: false,
+            keeping_fails: false,
             length: Lengths { now: length, shortest: length, flushed: length, untold: None },
             stage: stage.number,
             flushes: stage.flushed,
@@ -194,6 +209,16 @@ impl Pusher {
         self.submit(Request::Flush(done));
     }
 
+    /// Returns when everything that was written before the call, and is not flushed yet, is durable in the
+    /// region's cache on this host: all of it or nothing. It takes no network, also while a flush waits for one.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Unsupported`] where the region has no cache; what the cache's disk says.
+    pub fn flush_local(&self) -> Result<()> {
+        wait(|done| self.submit(Request::FlushLocal(done)))
+    }
+
     /// Changes the region's length, which is part of the next flush.
     ///
     /// # Errors
@@ -223,10 +248,10 @@ impl Pusher {
             return Err(too_long(length, capacity));
         }
         let mut state = self.inner.lock();
-        if length > state.length.now {
-            state.length.set(length);
+        match length > state.length.now {
+            true => self.inner.change_length(&mut state, length),
+            false => Ok(()),
         }
-        Ok(())
     }
 
     /// Pushes soon what was written, whatever the interval.
@@ -296,6 +321,16 @@ impl Drop for Pusher {
 impl Inner {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no holder panics")
+    }
+
+    /// The region has another length from now on; the store and the cache are told.
+    fn change_length(&self, state: &mut State, length: u64) -> Result<()> {
+        if let Some(cache) = self.writer.region().cache() {
+            cache.keep_length(length)?;
+            state.unkept_length = true;
+        }
+        state.length.set(length);
+        Ok(())
     }
 
     /// Waits until something happens, or `deadline`.

@@ -18,7 +18,7 @@ use pagewire_core::chunk::ByteRange;
 
 use crate::address::{StoreAddress, check_name};
 use crate::error::Result;
-use crate::store::{Info, Lent, Read, STAGED, Store, Stream, StreamRequest};
+use crate::store::{CacheStore, Info, Lent, Read, STAGED, Store, Stream, StreamRequest};
 use history::History;
 use lease::Lease;
 
@@ -179,6 +179,11 @@ impl Region {
         watchers.iter().filter_map(Weak::upgrade).for_each(|watcher| watcher.epoch(self, epoch));
     }
 
+    /// The copy on this host's disk in front of the region's store, if it has one.
+    pub fn cache(&self) -> Option<&CacheStore> {
+        self.store.cache()
+    }
+
     /// How long the shortest answer is on its way.
     pub fn round_trip(&self) -> Duration {
         self.store.round_trip()
@@ -246,6 +251,12 @@ impl Pin {
     /// The epoch, or [`STAGED`].
     pub fn epoch(&self) -> u64 {
         self.epoch
+    }
+
+    /// The file that holds all of this epoch, where the region has a cache that does: see
+    /// [`CacheStore::image`].
+    pub fn image(&self) -> Option<Lent<'_>> {
+        self.region.cache()?.image(self.epoch)
     }
 
     /// What is known of the region at this epoch.

@@ -68,6 +68,14 @@ pub(crate) enum Lane {
     Bulk,
 }
 
+/// A lease that was taken in an earlier life of this writer.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct EarlierLease {
+    /// The region that has given it.
+    pub(crate) region: [u8; 16],
+    pub(crate) token: u64,
+}
+
 /// A region of a peer, opened, and the calls on it.
 pub(crate) struct Session {
     shared: Arc<Shared>,
@@ -114,11 +122,13 @@ struct State {
 }
 
 impl Session {
-    /// Connects to the peer and opens the region: for writing where an `owner` is named.
+    /// Connects to the peer and opens the region: for writing where an owner is named, who goes on with an
+    /// earlier lease where there is one.
     pub(crate) fn connect(
         region: &RegionAddress,
         options: &SessionOptions,
         owner: Option<&str>,
+        earlier: Option<EarlierLease>,
     ) -> Result<Self> {
         if options.connections == 0 || options.connections > 64 {
             let text = format!("{} connections: 1 to 64 are possible", options.connections);
@@ -134,7 +144,8 @@ impl Session {
             turn: 0,
             handle: 0,
             info: RegionInfo {
-                id: [0; 16],
+                // Another region may have given a lease of the same number to somebody else.
+                id: earlier.map_or([0; 16], |earlier| earlier.region),
                 epoch: 0,
                 length: 0,
                 capacity: 0,
@@ -144,7 +155,7 @@ impl Session {
             },
             newest: 0,
             moves_on: false,
-            lease: owner.map(Lease::wanted),
+            lease: owner.map(|owner| Lease::wanted(owner, earlier.map_or(0, |earlier| earlier.token))),
             instance: [0; 16],
             failure: None,
             round_trip: Duration::ZERO,

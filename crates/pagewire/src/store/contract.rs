@@ -8,6 +8,7 @@ use pagewire_core::chunk::ByteRange;
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::cache::CacheStore;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sink::Sink;
 
@@ -138,6 +139,11 @@ pub trait Store: Send + Sync {
     /// How long the shortest answer is on its way: nothing where the bytes are on this host.
     fn round_trip(&self) -> Duration {
         Duration::ZERO
+    }
+
+    /// The copy on this host's disk in front of the store, if there is one.
+    fn cache(&self) -> Option<&CacheStore> {
+        None
     }
 
     /// Moves to the newest epoch that the store has, and says what is known of it.
@@ -299,6 +305,9 @@ pub struct Stage {
     pub token: u64,
     /// The region's length with what is staged, in bytes.
     pub length: u64,
+    /// Whether changes are staged that were found unpushed in a cache, and that the newest writer has not made:
+    /// there is something to flush though it has written nothing.
+    pub recovered: bool,
 }
 
 /// In place of an epoch: what the writer sees, with all that it has written.

@@ -1,7 +1,7 @@
 //! `file:PATH`: a file or a block device.
 //!
 //! A read that somebody waits for never holds up the thread that submits it: what the page cache
-//! has is answered at once, the rest goes to the few threads of [`pool`].
+//! has is answered at once, the rest goes to the few threads of a [pool](super::pool).
 //!
 //! What is written to a regular file is [`journaled`], so that a flush is all or nothing: [`stage`],
 //! [`commit`], [`apply`] and [`recover`] are the steps, [`view`] is what readers see meanwhile. The journal
@@ -14,18 +14,12 @@
 
 mod apply;
 mod commit;
-mod disk;
 mod journaled;
-mod pool;
 mod recover;
 mod sidecar;
 mod stage;
 mod view;
 
-#[cfg(test)]
-mod simulated;
-#[cfg(test)]
-pub(crate) mod steps;
 #[cfg(test)]
 mod tests;
 
@@ -42,13 +36,13 @@ use pagewire_core::journal::FileId;
 use pagewire_sys::file::{FileIdentity, FileKind};
 use uuid::Uuid;
 
+use super::disk::{Disk, nanoseconds};
 use super::gate::Ticket;
+use super::pool::Pool;
 use super::{Capabilities, Completion, Flush, Info, Lent, Part, Read, Stage, Store, Urgency, too_long};
 use crate::address::{FileAddress, JournalPlace};
 use crate::error::{Error, ErrorKind, Result};
-use disk::{Disk, nanoseconds};
 use journaled::Journaled;
-use pool::Pool;
 use recover::Found;
 use sidecar::Place;
 use view::{Piece, Source};

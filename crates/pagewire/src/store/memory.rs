@@ -288,7 +288,8 @@ impl Store for MemoryStore {
     fn stage(&self) -> Stage {
         let state = self.lock();
         let length = state.staged.as_ref().map_or(state.current.length, |staged| staged.length);
-        Stage { number: state.stage, flushed: state.flushed, token: state.token, length }
+        let (number, flushed, token) = (state.stage, state.flushed, state.token);
+        Stage { number, flushed, token, length, ..Stage::default() }
     }
 
     fn discard(&self) -> Result<()> {

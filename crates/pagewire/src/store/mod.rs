@@ -8,6 +8,7 @@
 //! What only some stores can do is an optional capability: [`Info::capabilities`] says which, and
 //! the method's default is "no".
 
+pub mod cache;
 pub mod file;
 pub mod memory;
 pub mod remote;
@@ -15,12 +16,19 @@ pub mod wrap;
 
 mod blocking;
 mod contract;
+mod disk;
 pub(crate) mod gate;
 mod gather;
+mod pool;
+#[cfg(test)]
+mod simulated;
+#[cfg(test)]
+pub(crate) mod steps;
 
 pub use crate::sink::{Part, Sink};
 pub use blocking::Blocking;
 pub(crate) use blocking::wait;
+pub use cache::{CacheFiles, CacheInfo, CacheProgress, CacheStore, open_cached};
 pub use contract::{
     Capabilities, Completion, Flush, FlushDone, Info, Lent, Read, STAGED, Stage, Store, Stream,
     StreamRequest, Urgency,

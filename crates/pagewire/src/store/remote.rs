@@ -13,7 +13,7 @@ use super::{
 };
 use crate::address::{PeerAddress, RegionAddress};
 use crate::error::{Error, ErrorKind, Result};
-use crate::peer::{Lane, Session, Written, ask};
+use crate::peer::{EarlierLease, Lane, Session, Written, ask};
 
 pub use crate::peer::SessionOptions as RemoteOptions;
 pub use crate::transport::{ClientTls, Identity};
@@ -31,7 +31,7 @@ impl RemoteStore {
     /// [`ErrorKind::Unavailable`] where nobody answers, [`ErrorKind::NotFound`] where there is no
     /// such region.
     pub fn connect(region: &RegionAddress, options: &RemoteOptions) -> Result<Self> {
-        Ok(Self { session: Session::connect(region, options, None)? })
+        Ok(Self { session: Session::connect(region, options, None, None)? })
     }
 
     /// The same for writing too: takes the region's lease for `owner`, a text that others are told.
@@ -41,7 +41,26 @@ impl RemoteStore {
     /// [`ErrorKind::Busy`] while somebody else has the lease; [`ErrorKind::Denied`] where the peer lets
     /// nobody write.
     pub fn connect_writer(region: &RegionAddress, options: &RemoteOptions, owner: &str) -> Result<Self> {
-        Ok(Self { session: Session::connect(region, options, Some(owner))? })
+        Ok(Self { session: Session::connect(region, options, Some(owner), None)? })
+    }
+
+    /// The same for who was the writer before, and has died: goes on with the lease that `token` names, if this
+    /// still is the region `id`. What was staged under it is given up.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Fenced`] where somebody else had the lease since, [`ErrorKind::Changed`] where it is another
+    /// region; as [`RemoteStore::connect_writer`].
+    pub fn resume_writer(
+        region: &RegionAddress,
+        options: &RemoteOptions,
+        owner: &str,
+        (id, token): (Uuid, u64),
+    ) -> Result<Self> {
+        let earlier = EarlierLease { region: *id.as_bytes(), token };
+        let session = Session::connect(region, options, Some(owner), Some(earlier))?;
+        session.begin_anew()?;
+        Ok(Self { session })
     }
 
     /// What is known of the region, which can be written to by whoever has its lease.
@@ -188,7 +207,7 @@ impl Store for RemoteStore {
 
     fn stage(&self) -> Stage {
         let Written { token, stage, flushed } = self.session.written();
-        Stage { number: stage, flushed, token, length: self.session.info().length }
+        Stage { number: stage, flushed, token, length: self.session.info().length, ..Stage::default() }
     }
 
     fn discard(&self) -> Result<()> {

@@ -6,6 +6,7 @@
 
 mod support;
 
+mod caches;
 mod crowds;
 mod cuts;
 mod epochs;

@@ -17,7 +17,7 @@ use pagewire_core::chunk::ByteRange;
 use super::{Server, ServerOptions};
 use crate::address::{PeerAddress, RegionAddress};
 use crate::engine::{PlainMemory, PushOptions, Pusher, Region};
-use crate::store::file::steps::{STOP_AT, STOPPED};
+use crate::store::steps::{STOP_AT, STOPPED};
 use crate::store::{Blocking, FileOptions, FileStore, RemoteOptions, RemoteStore, Store};
 
 const FILE: &str = "PAGEWIRE_TEST_FILE";

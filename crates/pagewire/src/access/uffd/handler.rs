@@ -160,7 +160,8 @@ impl Shared {
             .spawn(move || {
                 guest.wait();
                 let needed = guest.progress();
-                tracing::info!(pid, faults = needed.faults, bytes = needed.bytes(), "a VM monitor has gone");
+                let (bytes, cached) = (needed.bytes(), needed.cached_bytes);
+                tracing::info!(pid, faults = needed.faults, bytes, cached, "a VM monitor has gone");
                 drop(guest);
                 if let Some(shared) = shared.upgrade()
                     && !shared.stopping.load(Ordering::Acquire)

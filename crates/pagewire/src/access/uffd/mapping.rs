@@ -3,6 +3,7 @@
 use std::io;
 use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -30,6 +31,9 @@ pub struct MapOptions {
     /// ordinary user has no other choice, and falls back to it anyway. A system call that is given
     /// an absent page then fails with EFAULT: see [`Mapping::prefault`].
     pub user_mode_only: bool,
+    /// A file on this host that keeps what has arrived, and what was written and not pushed yet, across restarts:
+    /// see [`store::cache`]. Mappings that are opened by address use it; a [`Region`] brings its own.
+    pub cache: Option<PathBuf>,
 }
 
 /// A region in memory, pinned to one epoch: bytes that are there at once and arrive as they are
@@ -95,7 +99,7 @@ impl Mapping {
     ///
     /// # Errors
     ///
-    /// As [`store::open`] and [`Mapping::map`].
+    /// As [`store::open_cached`] and [`Mapping::map`].
     pub fn open(address: &str, options: &MapOptions) -> Result<Self> {
         Self::open_with(&address.parse()?, options, &RemoteOptions::default())
     }
@@ -104,9 +108,9 @@ impl Mapping {
     ///
     /// # Errors
     ///
-    /// As [`store::open`] and [`Mapping::map`].
+    /// As [`store::open_cached`] and [`Mapping::map`].
     pub fn open_with(address: &StoreAddress, options: &MapOptions, remote: &RemoteOptions) -> Result<Self> {
-        let store = store::open(address, false, remote)?;
+        let store = store::open_cached(address, None, remote, options.cache.as_deref())?;
         Self::map(&Region::at(address, store)?, options)
     }
 
@@ -229,6 +233,11 @@ impl Mapping {
 
     fn puller(&self) -> Result<&Puller> {
         self.served.as_ref().map(|served| &*served.puller).ok_or_else(not_served)
+    }
+
+    /// The region.
+    pub fn region(&self) -> &Arc<Region> {
+        &self.region
     }
 
     /// Waits until the bytes of `range` are there: for those whose system calls must not be given

@@ -35,7 +35,8 @@ pub struct WriteOptions {
 /// A region in memory that can be written to: bytes that are there at once, arrive as they are touched
 /// and in the background, and are written back in the background and by [`WritableMapping::flush`].
 ///
-/// It has the region's lease until it is dropped; what is not flushed then is given up. The memory has
+/// It has the region's lease until it is dropped; what is not flushed then is given up, but for what is flushed
+/// [locally](Self::flush_local). The memory has
 /// room for the region's capacity, so that growing moves nothing.
 ///
 /// # What is guaranteed
@@ -89,7 +90,7 @@ impl WritableMapping {
     ///
     /// # Errors
     ///
-    /// As [`store::open`] and [`WritableMapping::map`].
+    /// As [`store::open_cached`] and [`WritableMapping::map`].
     pub fn open(address: &str, options: &WriteOptions) -> Result<Self> {
         Self::open_with(&address.parse()?, options, &RemoteOptions::default())
     }
@@ -98,10 +99,11 @@ impl WritableMapping {
     ///
     /// # Errors
     ///
-    /// As [`store::open`] and [`WritableMapping::map`].
+    /// As [`store::open_cached`] and [`WritableMapping::map`].
     pub fn open_with(address: &StoreAddress, options: &WriteOptions, remote: &RemoteOptions) -> Result<Self> {
         let owner = options.owner.clone().unwrap_or_else(store::this_process);
-        let store = store::open_as(address, Some(&owner), remote)?;
+        let cache = options.map.cache.as_deref();
+        let store = store::open_cached(address, Some(&owner), remote, cache)?;
         Self::map(&Region::at(address, store)?, options)
     }
 
@@ -137,6 +139,11 @@ impl WritableMapping {
         let pusher = Pusher::start(writer, memory.clone(), capacity, options.push.clone())?;
         let (region, resizing, chunk) = (region.clone(), Mutex::default(), options.map.pull.chunk.bytes());
         Ok(Self { pusher, _resolver: resolver, puller, memory, region, chunk, resizing })
+    }
+
+    /// The region.
+    pub fn region(&self) -> &Arc<Region> {
+        &self.region
     }
 
     /// The region's length as it is now, in bytes.
@@ -229,6 +236,19 @@ impl WritableMapping {
     /// As [`Pusher::flush`].
     pub fn flush(&self) -> Result<Info> {
         self.pusher.flush()
+    }
+
+    /// Returns when everything that was written before the call, and is not flushed yet, is durable in the
+    /// region's cache on this host ([`MapOptions::cache`]): all of it or nothing. It takes no network. The next
+    /// mapping to be written to that is opened with this cache has these changes, and flushes them.
+    ///
+    /// The background push does it, too, at each [interval](PushOptions::interval).
+    ///
+    /// # Errors
+    ///
+    /// As [`Pusher::flush_local`].
+    pub fn flush_local(&self) -> Result<()> {
+        self.pusher.flush_local()
     }
 
     /// Changes the region's length, as part of the next flush. Bytes behind a new end are gone; those up to

@@ -46,7 +46,11 @@ impl Inner {
         let mut state = self.lock();
         let end = state.length.now;
         for range in ranges.iter().map(|range| range.clamp_to(end)).filter(|range| !range.is_empty()) {
-            state.pages.mark(range.start / PAGE_SIZE..range.end.div_ceil(PAGE_SIZE));
+            let pages = range.start / PAGE_SIZE..range.end.div_ceil(PAGE_SIZE);
+            if let Some(unkept) = &mut state.unkept {
+                unkept.insert_range(pages.clone());
+            }
+            state.pages.mark(pages);
         }
         Ok(())
     }
@@ -55,6 +59,7 @@ impl Inner {
     /// waited for.
     pub(super) fn push(self: &Arc<Self>, patience: &mut Patience) -> Result<()> {
         loop {
+            self.flush_locally_meanwhile();
             match self.push_once() {
                 Ok(()) => return Ok(()),
                 Err(error) => match patience.after(&error) {
@@ -76,6 +81,11 @@ impl Inner {
             }
             if self.is_stopping() {
                 return Err(closed());
+            }
+            if state.wants_local_flush() {
+                drop(state);
+                self.flush_locally_meanwhile();
+                state = self.lock();
             }
             if state.failure.is_some() {
                 // What is on its way may end well.
@@ -192,7 +202,9 @@ impl Inner {
         loop {
             match answer.recv_timeout(Duration::from_millis(50)) {
                 Ok(result) => return result,
-                Err(std::sync::mpsc::RecvTimeoutError::Timeout) if !self.is_stopping() => {}
+                Err(std::sync::mpsc::RecvTimeoutError::Timeout) if !self.is_stopping() => {
+                    self.flush_locally_meanwhile();
+                }
                 Err(_) => return Err(closed()),
             }
         }
@@ -203,6 +215,11 @@ impl Inner {
         let deadline = Instant::now() + pause;
         let mut state = self.lock();
         while !self.is_stopping() && Instant::now() < deadline {
+            if state.wants_local_flush() {
+                drop(state);
+                self.flush_locally_meanwhile();
+                state = self.lock();
+            }
             state = self.wait(state, Some(deadline));
         }
         if self.is_stopping() { Err(closed()) } else { Ok(()) }
@@ -211,7 +228,7 @@ impl Inner {
 
 /// So many bytes of a buffer, from a page's border on: processors copy several times as fast between
 /// addresses that are aligned alike.
-fn aligned(buffer: &mut Vec<u8>, length: usize) -> &mut [u8] {
+pub(super) fn aligned(buffer: &mut Vec<u8>, length: usize) -> &mut [u8] {
     let page = PAGE_SIZE as usize;
     buffer.resize(length + page, 0);
     let start = buffer.as_ptr().addr().next_multiple_of(page) - buffer.as_ptr().addr();

@@ -68,7 +68,7 @@ impl Inner {
     }
 
     fn push_in_background(self: &Arc<Self>, ranges: &mut Vec<ByteRange>) -> Result<()> {
-        self.collect(ranges)?;
+        self.flush_local_in_background(ranges)?;
         // What fails is tried again after the next interval.
         self.push(&mut Patience::new(Duration::ZERO))
     }
@@ -97,11 +97,15 @@ impl Inner {
 
     /// Carries out requests in their order. Flushes that come together are one.
     fn carry_out(self: &Arc<Self>, requests: Vec<Request>, ranges: &mut Vec<ByteRange>) {
-        let mut requests = requests.into_iter().peekable();
+        // Local flushes wait for no network.
+        let (local, requests): (Vec<_>, Vec<_>) =
+            requests.into_iter().partition(|request| matches!(request, Request::FlushLocal(_)));
+        let mut requests = local.into_iter().chain(requests).peekable();
         let mut flushes = Vec::new();
         while let Some(request) = requests.next() {
             match request {
                 Request::Flush(done) => flushes.push(done),
+                Request::FlushLocal(done) => done(self.flush_local(ranges)),
                 Request::SetLength(length, done) => done(self.set_length(length, ranges)),
             }
             if !flushes.is_empty() && !matches!(requests.peek(), Some(Request::Flush(_))) {
@@ -116,7 +120,7 @@ impl Inner {
         for request in requests {
             match request {
                 Request::Flush(done) => done(Err(error.clone())),
-                Request::SetLength(_, done) => done(Err(error.clone())),
+                Request::FlushLocal(done) | Request::SetLength(_, done) => done(Err(error.clone())),
             }
         }
     }
@@ -131,9 +135,11 @@ impl Inner {
         let end = state.pages.dirty().len();
         if length < state.length.now {
             state.pages.forget(length.div_ceil(PAGE_SIZE)..end);
+            if let Some(unkept) = &mut state.unkept {
+                unkept.remove_range(length.div_ceil(PAGE_SIZE)..end);
+            }
         }
-        state.length.set(length);
-        Ok(())
+        self.change_length(&mut state, length)
     }
 
     fn flush(self: &Arc<Self>, ranges: &mut Vec<ByteRange>) -> Result<Info> {
@@ -155,7 +161,8 @@ impl Inner {
             if !state.pages.is_pushed() || state.length.untold.is_some() {
                 return Ok(None);
             }
-            if state.pages.is_clean() && state.length.is_flushed() {
+            let recovered = self.writer.stage().recovered;
+            if state.pages.is_clean() && state.length.is_flushed() && !recovered {
                 return Ok(Some(self.writer.region().info()));
             }
             state.flushes = state.flushes.max(self.writer.stage().flushed) + 1;
@@ -226,6 +233,14 @@ impl super::State {
     fn flushed(&mut self, length: u64, epoch: u64) {
         self.length.flushed = length;
         self.length.shortest = self.length.now;
+        if let Some(unkept) = &mut self.unkept {
+            // What was collected since the flush began is dirty.
+            let covered: Vec<u64> =
+                unkept.iter().filter(|page| !self.pages.dirty().contains(*page)).collect();
+            covered.into_iter().for_each(|page| {
+                unkept.remove(page);
+            });
+        }
         self.progress.flushes += 1;
         self.progress.epoch = epoch;
         self.progress.last_error = None;

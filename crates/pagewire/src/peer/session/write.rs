@@ -41,9 +41,9 @@ pub(crate) struct Written {
 }
 
 impl Lease {
-    /// One that is still to be taken.
-    pub(super) fn wanted(owner: &str) -> Self {
-        Self { owner: owner.into(), token: 0, at: None, stage: 0, flushed: 0, fenced: None }
+    /// One that is still to be taken, where the token is 0; or one that was taken in an earlier life.
+    pub(super) fn wanted(owner: &str, token: u64) -> Self {
+        Self { owner: owner.into(), token, at: None, stage: 0, flushed: 0, fenced: None }
     }
 
     /// How the region is to be opened.
@@ -137,6 +137,33 @@ impl Session {
         self.shared.send_once(&link, call, true, |id, link| {
             link.send_with(|out| WriteHeader::encode(handle, ranges, id, out), bytes);
         });
+    }
+
+    /// Gives up what is staged, also what an earlier life of this writer has left, and finds out how long the
+    /// region is without it.
+    pub(crate) fn begin_anew(&self) -> Result<()> {
+        let (sender, discarded) = std::sync::mpsc::sync_channel(1);
+        self.change(
+            |handle| Request::Discard { handle },
+            move |result| {
+                // The other end waits for it.
+                let _ = sender.try_send(result);
+            },
+        );
+        match discarded.recv().unwrap_or_else(|_| Err(super::cancelled(&self.shared.region))) {
+            // What is written through cannot be taken back, and is not expected to be.
+            Err(error) if error.kind() == ErrorKind::Unsupported => {}
+            result => result?,
+        }
+        let name = self.shared.region.name.clone();
+        match self.shared.control(|_| Request::Info { name })? {
+            Reply::Info(info) => {
+                let mut state = self.shared.lock();
+                (state.info.epoch, state.info.length) = (info.epoch, info.length);
+                Ok(())
+            }
+            _ => Err(unexpected("INFO")),
+        }
     }
 
     /// Asks for a change that has no bytes.

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use pagewire_core::chunk::{ByteRange, PAGE_SIZE};
 use pagewire_core::journal::{self, BLOCK, Commit};
 
-use super::disk::Disk;
 use super::journaled::{Journaled, Writing};
 use crate::error::{Error, ErrorKind, Result};
+use crate::store::disk::Disk;
 use crate::store::given_up;
 
 /// How long a flush waits for the one before to be in its place.

@@ -10,12 +10,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use pagewire_core::chunk::ByteRange;
 
-use super::disk::Disk;
 use super::recover::{Found, Recovered, recover};
 use super::sidecar::{Place, Sidecar};
 use super::stage::Staged;
 use super::view::{Layer, Piece, View};
 use crate::error::{Error, ErrorKind, Result};
+use crate::store::disk::Disk;
 use crate::store::gate::{Gate, Ticket};
 use crate::store::{STAGED, Stage};
 
@@ -162,7 +162,8 @@ impl Journaled {
     /// How far what was written has come.
     pub(super) fn stage(&self) -> Stage {
         let staged = self.staged();
-        Stage { number: staged.number, flushed: staged.flushed, token: staged.token, length: staged.length }
+        let &Staged { number, flushed, token, length, .. } = &*staged;
+        Stage { number, flushed, token, length, ..Stage::default() }
     }
 
     /// A new writer begins.

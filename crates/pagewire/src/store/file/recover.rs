@@ -8,10 +8,10 @@ use std::sync::Arc;
 use pagewire_core::chunk::{ByteRange, PAGE_SIZE};
 use pagewire_core::journal::{self, Area, BLOCK, Commit, Damaged, FileId, Index, SEGMENT, Stamp, State};
 
-use super::disk::Disk;
 use super::sidecar::{Place, damaged, read_block, read_state};
 use super::view::{Committed, View, ZERO};
 use crate::error::{Error, ErrorKind, Result};
+use crate::store::disk::Disk;
 
 /// What is known of a file before its journal is looked at.
 pub(super) struct Found {
@@ -91,7 +91,7 @@ fn read_commit(journal: &dyn Disk, epoch: u64) -> io::Result<Checked> {
     if !read(journal, area, ByteRange::new(start, start + commit.index), &mut bytes)? {
         return Ok(Err(Damaged::Hash));
     }
-    let index = match Index::decode(&commit, &bytes) {
+    let index = match Index::decode(commit.hash, &bytes) {
         Ok(index) => index,
         Err(error) => return Ok(Err(error)),
     };

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use pagewire_core::journal::{self, BLOCK, Damaged, State};
 
-use super::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
+use crate::store::disk::Disk;
 
 /// Where a sidecar is, or is made when it is needed for the first time.
 pub(super) struct Place(pub(super) PathBuf);

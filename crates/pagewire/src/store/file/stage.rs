@@ -6,10 +6,10 @@ use std::ops::Range;
 use pagewire_core::chunk::{ByteRange, PAGE_SIZE, round_up};
 use pagewire_core::journal::{Area, Index, hash};
 
-use super::disk::Disk;
 use super::journaled::{Journaled, Writing, check};
 use super::view::{Committed, Source, ZERO};
 use crate::error::Result;
+use crate::store::disk::Disk;
 use crate::store::{STAGED, too_long};
 
 const PAGE: usize = PAGE_SIZE as usize;

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use pagewire_core::chunk::PAGE_SIZE;
 use pagewire_core::journal::{self, BLOCK, State};
 
-use super::simulated::{Machine, Random, SimulatedDisk};
 use super::*;
+use crate::store::simulated::{Machine, Random, SimulatedDisk};
 use crate::store::{Blocking, STAGED};
 
 const LENGTH: u64 = 20 * PAGE_SIZE + 100;

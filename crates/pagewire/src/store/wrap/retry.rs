@@ -8,7 +8,7 @@ use pagewire_core::chunk::ByteRange;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{
-    Completion, Flush, Info, Lent, Part, Read, Sink, Stage, Store, Stream, StreamRequest, Urgency,
+    CacheStore, Completion, Flush, Info, Lent, Part, Read, Sink, Stage, Store, Stream, StreamRequest, Urgency,
 };
 
 /// The pause before the first repetition; it doubles from one to the next.
@@ -135,6 +135,10 @@ impl Store for Retry {
 
     fn round_trip(&self) -> Duration {
         self.inner.store.round_trip()
+    }
+
+    fn cache(&self) -> Option<&CacheStore> {
+        self.inner.store.cache()
     }
 
     fn refresh(&self) -> Result<Info> {

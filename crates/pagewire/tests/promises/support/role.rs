@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Instant;
 
+use pagewire::access::uffd::{MapOptions, Mapping, WritableMapping, WriteOptions};
 use pagewire::engine::{PlainMemory, PushOptions, Pusher, Region};
 use pagewire::store::{FileStore, RemoteStore};
 use pagewire::{ByteRange, PullOrder};
 
-use super::{HANG, Held, map, patient_for, region_at, serve};
+use super::{HANG, Held, map, map_options, patient_for, region_at, serve, wait_until};
 
 const ROLE: &str = "PAGEWIRE_TEST_ROLE";
 
@@ -29,6 +30,12 @@ pub(crate) const WRITE: &str = "write";
 /// In a mount namespace of its own, where `folder` is a file system of 1 MiB of which `filler` bytes are
 /// taken: serves a file of `size` bytes that lies there. A line has it remove the filler.
 pub(crate) const SERVE_FULL: &str = "serve-full";
+/// Maps the region `file` at `peer` with the cache at `cache`, and says so when `until` bytes are in it.
+pub(crate) const CACHED_READER: &str = "cached-reader";
+
+/// Maps the region `memory` at `peer` to be written to, with the cache at `cache`, says so, waits for a line,
+/// writes, flushes locally, says so, writes more, and waits.
+pub(crate) const CACHED_WRITER: &str = "cached-writer";
 
 /// A process of this program.
 pub(crate) struct Actor {
@@ -156,6 +163,8 @@ fn play() {
         Ok(TOUCH) => play_application(),
         Ok(WRITE) => play_writer(),
         Ok(SERVE_FULL) => play_full_server(),
+        Ok(CACHED_READER) => play_cached_reader(),
+        Ok(CACHED_WRITER) => play_cached_writer(),
         other => assert!(other.is_err(), "there is no such part"),
     }
 }
@@ -207,4 +216,35 @@ fn play_application() {
     println!("\nready {}", mapping[0]);
     std::io::stdin().read_line(&mut String::new()).unwrap();
     println!("\ntouched {}", mapping[touch]);
+}
+
+fn cached(order: PullOrder) -> MapOptions {
+    MapOptions { cache: Some(setting("cache").into()), ..map_options(order) }
+}
+
+fn play_cached_reader() {
+    let address = format!("{}", region_at(&setting("peer").parse().unwrap(), "file")).parse().unwrap();
+    let mapping = Mapping::open_with(&address, &cached(PullOrder::Sequential), &patient_for(20_000)).unwrap();
+    let until: u64 = setting("until").parse().unwrap();
+    let cache = mapping.region().cache().unwrap();
+    wait_until("the bytes are in the cache", || cache.progress().present_bytes >= until);
+    println!("\npulled");
+    std::io::stdin().read_line(&mut String::new()).unwrap();
+}
+
+fn play_cached_writer() {
+    let address = format!("{}", region_at(&setting("peer").parse().unwrap(), "memory")).parse().unwrap();
+    let push = PushOptions { interval: None, ..PushOptions::default() };
+    let map = cached(PullOrder::Sequential);
+    let options = WriteOptions { map, push, ..WriteOptions::default() };
+    let mapping = WritableMapping::open_with(&address, &options, &patient_for(20_000)).unwrap();
+    mapping.wait().unwrap();
+    println!("\nmapped");
+    std::io::stdin().read_line(&mut String::new()).unwrap();
+    mapping.write(100_000, &[0xaa; 4096]).unwrap();
+    mapping.write(mapping.len() - 3, &[0xbb; 3]).unwrap();
+    mapping.flush_local().unwrap();
+    mapping.write(50_000, &[0xcc; 9000]).unwrap();
+    println!("\nkept");
+    std::io::stdin().read_line(&mut String::new()).unwrap();
 }

@@ -10,7 +10,7 @@ const THREADS: usize = 8;
 type Job = Box<dyn FnOnce() + Send>;
 
 /// Threads that are started when they are first needed, and end when the pool is dropped.
-pub(super) struct Pool {
+pub(crate) struct Pool {
     shared: Arc<Shared>,
 }
 
@@ -29,11 +29,11 @@ struct State {
 }
 
 impl Pool {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { shared: Arc::default() }
     }
 
-    pub(super) fn run(&self, job: Job) {
+    pub(crate) fn run(&self, job: Job) {
         let mut state = self.shared.state.lock().expect("jobs run without the lock");
         state.jobs.push_back(job);
         if state.idle < state.jobs.len() && state.threads < THREADS {

@@ -12,10 +12,10 @@ use super::disk::Disk;
 const SECTOR: usize = 512;
 
 /// SplitMix64 (Steele, Lea, Flood, 2014).
-pub(super) struct Random(pub(super) u64);
+pub(crate) struct Random(pub(super) u64);
 
 impl Random {
-    pub(super) fn below(&mut self, below: u64) -> u64 {
+    pub(crate) fn below(&mut self, below: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -26,7 +26,7 @@ impl Random {
 
 /// What the disks of one machine share.
 #[derive(Clone)]
-pub(super) struct Machine(Arc<Mutex<Clock>>);
+pub(crate) struct Machine(Arc<Mutex<Clock>>);
 
 struct Clock {
     operations: usize,
@@ -40,27 +40,27 @@ struct Clock {
 
 impl Machine {
     /// One that stops before an operation.
-    pub(super) fn stopping_at(operation: usize) -> Self {
+    pub(crate) fn stopping_at(operation: usize) -> Self {
         Self::failing_at(usize::MAX, operation)
     }
 
     /// One of which one operation fails, half done, and which stops before another.
-    pub(super) fn failing_at(fails_at: usize, stops_at: usize) -> Self {
+    pub(crate) fn failing_at(fails_at: usize, stops_at: usize) -> Self {
         Self(Arc::new(Mutex::new(Clock { operations: 0, stops_at, full: 0..0, fails_at })))
     }
 
     /// One whose disks are full during some operations.
-    pub(super) fn full(operations: std::ops::Range<usize>) -> Self {
+    pub(crate) fn full(operations: std::ops::Range<usize>) -> Self {
         let clock = Clock { operations: 0, stops_at: usize::MAX, full: operations, fails_at: usize::MAX };
         Self(Arc::new(Mutex::new(clock)))
     }
 
-    pub(super) fn has_stopped(&self) -> bool {
+    pub(crate) fn has_stopped(&self) -> bool {
         let clock = self.0.lock().unwrap();
         clock.operations >= clock.stops_at
     }
 
-    pub(super) fn operations(&self) -> usize {
+    pub(crate) fn operations(&self) -> usize {
         self.0.lock().unwrap().operations
     }
 
@@ -108,7 +108,7 @@ impl Content {
 }
 
 /// A disk of a machine.
-pub(super) struct SimulatedDisk {
+pub(crate) struct SimulatedDisk {
     machine: Machine,
     state: Mutex<State>,
 }
@@ -121,7 +121,7 @@ struct State {
 }
 
 impl SimulatedDisk {
-    pub(super) fn new(machine: &Machine, bytes: Vec<u8>) -> Arc<Self> {
+    pub(crate) fn new(machine: &Machine, bytes: Vec<u8>) -> Arc<Self> {
         let content = Content { bytes, modified: 1 };
         Self::with(machine, content)
     }
@@ -136,12 +136,12 @@ impl SimulatedDisk {
     }
 
     /// What the disk holds, as another program would see it.
-    pub(super) fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         self.lock().now.bytes.clone()
     }
 
     /// The disk after the machine has started again, having lost its power: `machine` is the same one.
-    pub(super) fn after_power_loss(&self, machine: &Machine, random: &mut Random) -> Arc<Self> {
+    pub(crate) fn after_power_loss(&self, machine: &Machine, random: &mut Random) -> Arc<Self> {
         let state = self.lock();
         let mut content = state.durable.clone();
         let mut left: Vec<&Change> = state.pending.iter().collect();
@@ -167,7 +167,7 @@ impl SimulatedDisk {
     }
 
     /// The disk after the program was killed: everything that it wrote is there.
-    pub(super) fn after_kill(&self, machine: &Machine) -> Arc<Self> {
+    pub(crate) fn after_kill(&self, machine: &Machine) -> Arc<Self> {
         Self::with(machine, self.lock().now.clone())
     }
 

@@ -1,4 +1,4 @@
-//! What the journal needs of a file, so that a test can put a disk in its place that loses what was not
+//! What journals and caches need of a file, so that a test can put a disk in its place that loses what was not
 //! synced.
 
 use std::fs::File;
@@ -15,6 +15,9 @@ use super::steps::step;
 /// Before something is done to a file; a test may have it go no further.
 #[cfg(not(test))]
 fn step() {}
+
+/// The longest piece that is written at once, in bytes.
+const PIECE: u64 = 256 << 10;
 
 /// A file, or what a test has in its place.
 pub(crate) trait Disk: Send + Sync {
@@ -86,13 +89,11 @@ impl Disk for File {
 }
 
 fn write_zeroes(disk: &dyn Disk, range: ByteRange) -> io::Result<()> {
-    let zeroes = vec![0; range.len().min(super::PIECE) as usize];
-    range
-        .split(super::PIECE)
-        .try_for_each(|piece| disk.write_all_at(&zeroes[..piece.len() as usize], piece.start))
+    let zeroes = vec![0; range.len().min(PIECE) as usize];
+    range.split(PIECE).try_for_each(|piece| disk.write_all_at(&zeroes[..piece.len() as usize], piece.start))
 }
 
 /// A time in nanoseconds since 1970.
-pub(super) fn nanoseconds((seconds, nanoseconds): (i64, u32)) -> u64 {
+pub(crate) fn nanoseconds((seconds, nanoseconds): (i64, u32)) -> u64 {
     (seconds.max(0) as u64).saturating_mul(1_000_000_000).saturating_add(u64::from(nanoseconds))
 }
