@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use pagewire_core::chunk::ByteRange;
 
 use super::file::RegionFile;
-use crate::engine::Pin;
+use crate::engine::{Moment, Pin};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Part, Sink, Urgency};
 
@@ -23,7 +23,7 @@ pub(super) struct Answer {
     asked: u64,
     urgency: Urgency,
     pin: Option<Arc<Pin>>,
-    stage: Option<u64>,
+    asked_at: Option<Moment>,
     state: Mutex<State>,
 }
 
@@ -45,7 +45,7 @@ impl Answer {
     ) -> Self {
         let state = State { bytes: Vec::new(), got: 0, done: Some(done) };
         let (file, asked) = (file.clone(), ByteRange::total(asked));
-        Self { file, range, asked, urgency, pin: None, stage: None, state: Mutex::new(state) }
+        Self { file, range, asked, urgency, pin: None, asked_at: None, state: Mutex::new(state) }
     }
 
     /// It is one of the epoch that is pinned: should that be gone, the newest one is read.
@@ -53,9 +53,10 @@ impl Answer {
         Self { pin: Some(pin), ..self }
     }
 
-    /// It is good as long as the store is at this stage: should what is staged be lost, it is asked for again.
-    pub(super) fn at_stage(self, stage: u64) -> Self {
-        Self { stage: Some(stage), ..self }
+    /// It is of what is staged, and was asked for at this moment: should that be lost meanwhile, it is asked for
+    /// again.
+    pub(super) fn staged_at(self, moment: Moment) -> Self {
+        Self { asked_at: Some(moment), ..self }
     }
 
     /// What is not asked for is in `bytes`.
@@ -65,11 +66,23 @@ impl Answer {
     }
 
     fn is_good(&self) -> bool {
-        self.stage.is_none_or(|stage| self.file.is_at_stage(stage))
+        self.asked_at.is_none_or(|then| self.file.moment().is_some_and(|now| then.has_kept(now)))
     }
 
+    /// Asks again, for what there is of it by now.
     fn again(&self, done: ReadDone) {
-        self.file.submit_read(self.range, self.urgency, done);
+        let range = self.range.clamp_to(self.file.length());
+        if range.is_empty() {
+            return done(Ok(&[]));
+        }
+        self.file.submit_read(range, self.urgency, done);
+    }
+
+    /// Whether it may have been refused for no other reason than that the store's length has changed on the way.
+    fn met_a_change(&self, error: &Error) -> bool {
+        let (Some(then), Some(now)) = (self.asked_at, self.file.moment()) else { return false };
+        // An end that is none of a page is refused where it is not that of the region.
+        matches!(error.kind(), ErrorKind::OutOfRange | ErrorKind::Protocol) && !then.has_one_length(now)
     }
 }
 
@@ -130,6 +143,7 @@ impl Sink for Answer {
                 Some(pin) if self.file.has_moved(pin) => self.again(done),
                 _ => done(Err(error)),
             },
+            Err(error) if self.met_a_change(&error) => self.again(done),
             Err(error) => done(Err(error)),
         }
     }

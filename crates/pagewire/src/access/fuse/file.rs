@@ -17,7 +17,7 @@ use pagewire_core::chunk::{ByteRange, ChunkSize, Geometry, PAGE_SIZE};
 use super::answer::{Answer, ReadDone};
 use super::unflushed::Unflushed;
 use crate::engine::trace::Trace;
-use crate::engine::{Pin, PushOptions, PushProgress, Pusher, Region, Writer};
+use crate::engine::{Moment, Pin, PushOptions, PushProgress, Pusher, Region, Writer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Completion, FlushDone, Read, STAGED, Urgency};
 
@@ -189,13 +189,16 @@ impl RegionFile {
                 self.region.read(Read { ranges: vec![range], epoch, urgency, sink });
             }
             Access::Write(writing) => {
-                let (readable, stage) = writing.pusher.readable();
+                let (readable, moment) = writing.pusher.readable();
                 if range.end <= readable && !writing.unflushed.touches(range) {
-                    let sink = Arc::new(Answer::new(self, range, &[range], urgency, done).at_stage(stage));
+                    let sink = Arc::new(Answer::new(self, range, &[range], urgency, done).staged_at(moment));
                     return self.region.read(Read { ranges: vec![range], epoch: STAGED, urgency, sink });
                 }
                 let mut bytes = vec![0; range.len() as usize];
                 let gaps = writing.unflushed.copy_out(range, &mut bytes);
+                // Asked after that: pages that were flushed meanwhile are gone from here, and may lie behind what
+                // the store could be asked for before.
+                let (readable, moment) = writing.pusher.readable();
                 // Behind what the store can be asked for are zeroes.
                 let gaps: Vec<ByteRange> = gaps
                     .into_iter()
@@ -206,17 +209,17 @@ impl RegionFile {
                     return done(Ok(&bytes));
                 }
                 let answer = Answer::new(self, range, &gaps, urgency, done).over(bytes);
-                let sink = Arc::new(answer.at_stage(stage));
+                let sink = Arc::new(answer.staged_at(moment));
                 self.region.read(Read { ranges: gaps, epoch: STAGED, urgency, sink });
             }
         }
     }
 
-    /// Whether an answer that was asked for at `stage` is one of what the store has now.
-    pub(super) fn is_at_stage(&self, stage: u64) -> bool {
+    /// The moment that the store is at; none where it is not written to.
+    pub(super) fn moment(&self) -> Option<Moment> {
         match &self.access {
-            Access::Read(_) => true,
-            Access::Write(writing) => writing.pusher.readable().1 == stage,
+            Access::Read(_) => None,
+            Access::Write(writing) => Some(writing.pusher.readable().1),
         }
     }
 
@@ -407,6 +410,11 @@ impl RegionFile {
                 done(result);
             }),
         );
+    }
+
+    /// Makes the file at least so long, with zeroes.
+    pub(super) fn grow(&self, length: u64) -> Result<()> {
+        self.begin_change(length).map(drop)
     }
 
     /// Flushes everything that was written before the call: see [`Pusher::flush`].
