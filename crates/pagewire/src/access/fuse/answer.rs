@@ -10,7 +10,7 @@ use pagewire_core::chunk::ByteRange;
 use super::file::RegionFile;
 use crate::engine::{Moment, Pin};
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::{Part, Sink, Urgency};
+use crate::store::{Completion, Part, Sink, Urgency};
 
 /// What is called with the bytes of a read.
 pub(super) type ReadDone = Box<dyn FnOnce(Result<&[u8]>) + Send>;
@@ -69,15 +69,6 @@ impl Answer {
         self.asked_at.is_none_or(|then| self.file.moment().is_some_and(|now| then.has_kept(now)))
     }
 
-    /// Asks again, for what there is of it by now.
-    fn again(&self, done: ReadDone) {
-        let range = self.range.clamp_to(self.file.length());
-        if range.is_empty() {
-            return done(Ok(&[]));
-        }
-        self.file.submit_read(range, self.urgency, done);
-    }
-
     /// Whether it may have been refused for no other reason than that the store's length has changed on the way.
     fn met_a_change(&self, error: &Error) -> bool {
         let (Some(then), Some(now)) = (self.asked_at, self.file.moment()) else { return false };
@@ -93,8 +84,8 @@ impl Sink for Answer {
             return;
         }
         let mut state = self.state.lock().expect("no holder panics");
-        if let Part::Zero(range) = part {
-            self.file.is_zero(range);
+        if let (Part::Zero(range), Some(pin)) = (part, &self.pin) {
+            self.file.is_zero(range, pin);
         }
         if let Part::Bytes { bytes, .. } = part
             && range == self.range
@@ -108,7 +99,7 @@ impl Sink for Answer {
                     self.file.was_read(self.range, self.urgency);
                     done(Ok(bytes));
                 }
-                Some(done) => self.again(done),
+                Some(done) => again(&self.file, self.range, self.urgency, done),
                 None => {}
             }
             return;
@@ -138,13 +129,29 @@ impl Sink for Answer {
                 self.file.was_read(self.range, self.urgency);
                 done(Ok(&bytes));
             }
-            Ok(()) => self.again(done),
+            Ok(()) => again(&self.file, self.range, self.urgency, done),
             Err(error) if error.kind() == ErrorKind::Stale => match &self.pin {
-                Some(pin) if self.file.has_moved(pin) => self.again(done),
-                _ => done(Err(error)),
+                Some(pin) => {
+                    let (file, range, urgency) = (self.file.clone(), self.range, self.urgency);
+                    let go_on: Completion = Box::new(move |result| match result {
+                        Ok(()) => again(&file, range, urgency, done),
+                        Err(error) => done(Err(error)),
+                    });
+                    self.file.when_moved(pin, error, go_on);
+                }
+                None => done(Err(error)),
             },
-            Err(error) if self.met_a_change(&error) => self.again(done),
+            Err(error) if self.met_a_change(&error) => again(&self.file, self.range, self.urgency, done),
             Err(error) => done(Err(error)),
         }
     }
+}
+
+/// Asks again, for what there is of it by now.
+fn again(file: &Arc<RegionFile>, range: ByteRange, urgency: Urgency, done: ReadDone) {
+    let range = range.clamp_to(file.length());
+    if range.is_empty() {
+        return done(Ok(&[]));
+    }
+    file.submit_read(range, urgency, done);
 }
