@@ -50,6 +50,7 @@ fn mount(args: &args::Mount) -> Result<Mount> {
         None => PullOrder::Sequential,
     };
     let remote = args.remote.options();
+    options.push.patience = remote.patience;
     if let Ok(peer) = args.region.parse::<PeerAddress>() {
         return Ok(Mount::peer(&peer, &args.path, options, &remote)?);
     }
