@@ -3,3 +3,4 @@
 mod commands;
 mod driving;
 mod guests;
+mod mounts;
