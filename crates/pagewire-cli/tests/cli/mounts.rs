@@ -163,6 +163,24 @@ fn a_mount_in_use_that_is_told_to_end_says_who_uses_it() {
 }
 
 #[test]
+fn a_mount_out_of_sight_serves_its_last_user_and_ends_when_it_is_told_to() {
+    let bytes = pattern(300_000);
+    let place = Place::of(&bytes);
+    let mut mounted = Mounted::start(&place.region, &place.path, &["--writable", "--pull", "none"]);
+    let file = std::fs::File::options().read(true).write(true).open(&place.path).unwrap();
+    assert!(Command::new("umount").arg("-l").arg(&place.path).status().unwrap().success());
+    std::thread::sleep(Duration::from_millis(100));
+    let mut read = vec![0; 5000];
+    file.read_exact_at(&mut read, 200_000).unwrap();
+    assert!(read == bytes[200_000..205_000]);
+    file.write_all_at(&[5; 4096], 0).unwrap();
+    file.sync_all().unwrap();
+    mounted.signal("-TERM");
+    assert_eq!(mounted.end().code(), Some(0));
+    assert_eq!(place.bytes()[..4096], [5; 4096]);
+}
+
+#[test]
 fn a_mount_that_was_killed_is_cleaned_up_by_the_next_one() {
     let bytes = pattern(8 << 20);
     let place = Place::of(&bytes);
