@@ -1,9 +1,12 @@
-//! Files beyond the standard library: holes, locks, reads that do not wait for the disk, identity.
+//! Files beyond the standard library: holes, locks, reads that do not wait for the disk, identity, attributes.
 
+use std::ffi::CString;
 use std::io;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use crate::syscall::{check, invalid, retry, retry_count};
 
@@ -122,9 +125,23 @@ pub fn is_in_memory(file: BorrowedFd<'_>) -> io::Result<bool> {
 ///
 /// What posix_fadvise answers.
 pub fn fadvise_willneed(file: BorrowedFd<'_>, at: u64, len: u64) -> io::Result<()> {
+    advise(file, at, len, libc::POSIX_FADV_WILLNEED)
+}
+
+/// Tells the kernel that the range will not be read soon; it drops those of its pages from the page cache that are
+/// clean and not mapped. Length 0 means to the end.
+///
+/// # Errors
+///
+/// What posix_fadvise answers.
+pub fn fadvise_dontneed(file: BorrowedFd<'_>, at: u64, len: u64) -> io::Result<()> {
+    advise(file, at, len, libc::POSIX_FADV_DONTNEED)
+}
+
+fn advise(file: BorrowedFd<'_>, at: u64, len: u64, advice: libc::c_int) -> io::Result<()> {
     let (at, len) = (offset(at)?, offset(len)?);
     // SAFETY: takes numbers only.
-    match unsafe { libc::posix_fadvise(file.as_raw_fd(), at, len, libc::POSIX_FADV_WILLNEED) } {
+    match unsafe { libc::posix_fadvise(file.as_raw_fd(), at, len, advice) } {
         0 => Ok(()),
         // This one call returns the error instead of setting errno.
         error => Err(io::Error::from_raw_os_error(error)),
@@ -305,6 +322,22 @@ pub struct Allocate {
 }
 
 impl Allocate {
+    /// Does it to `len` bytes from `at` on.
+    ///
+    /// # Errors
+    ///
+    /// What fallocate answers: unsupported where the file system cannot.
+    pub fn apply(self, file: BorrowedFd<'_>, at: u64, len: u64) -> io::Result<()> {
+        let (at, len) = (offset(at)?, offset(len)?);
+        let keep_size = if self.keep_size { libc::FALLOC_FL_KEEP_SIZE } else { 0 };
+        let mode = match self {
+            Self { zero: false, .. } => keep_size,
+            Self { zero: true, .. } => keep_size | libc::FALLOC_FL_ZERO_RANGE,
+        };
+        // SAFETY: takes numbers only.
+        retry(|| unsafe { libc::fallocate(file.as_raw_fd(), mode, at, len) }).map(drop)
+    }
+
     /// The meaning of a mode; none for kinds that move bytes.
     pub fn from_mode(mode: i32) -> Option<Self> {
         let keep_size = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
@@ -314,6 +347,31 @@ impl Allocate {
             libc::FALLOC_FL_PUNCH_HOLE if keep_size => Some(Self { zero: true, keep_size }),
             _ => None,
         }
+    }
+}
+
+/// The value of an extended attribute of the file at `path`; none where it has no such attribute.
+///
+/// # Errors
+///
+/// What getxattr answers; invalid input for a name with a zero byte.
+pub fn extended_attribute(path: &Path, name: &str) -> io::Result<Option<Vec<u8>>> {
+    let zero = || invalid("a zero byte in a name");
+    let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| zero())?;
+    let name = CString::new(name).map_err(|_| zero())?;
+    // As large as they can be.
+    let mut value = vec![0; 64 << 10];
+    // SAFETY: both strings end with a zero, and the kernel writes at most as many bytes as there is room for.
+    let read = retry_count(|| unsafe {
+        libc::getxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len())
+    });
+    match read {
+        Ok(len) => {
+            value.truncate(len);
+            Ok(Some(value))
+        }
+        Err(error) if error.raw_os_error() == Some(libc::ENODATA) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

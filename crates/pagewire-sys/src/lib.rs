@@ -26,7 +26,8 @@
 //! - [`pulled`]: memory that is read as a slice while it is being filled
 //! - [`tracked`]: memory that a program writes while it is being filled, and which of its pages were written
 //! - [`socket`]: vectored and zero-copy sending, options, passing descriptors
-//! - [`file`](mod@file): holes, locks, reads that do not wait, identity
+//! - [`file`](mod@file): holes, locks, reads that do not wait, identity, attributes
+//! - [`file_mapping`]: a file that is mapped shared
 //! - [`mount`]: mounts, and what a file system is used by
 //! - [`event`], [`signals`], [`thread`]: eventfd, pidfd, poll, signalfd, scheduling of the calling thread
 //! - [`net`]: network namespaces and TUN devices, for link emulation
@@ -37,6 +38,7 @@ compile_error!("Pagewire needs Linux on a 64-bit machine");
 
 pub mod event;
 pub mod file;
+pub mod file_mapping;
 pub mod mapping;
 pub mod mount;
 pub mod net;

@@ -402,7 +402,7 @@ impl Drop for Mapping {
 /// # Safety
 ///
 /// The bytes at `from`, as many as `to` has, are mapped readable, and none of them is in `to`.
-unsafe fn load(from: *const u8, to: &mut [u8]) {
+pub(crate) unsafe fn load(from: *const u8, to: &mut [u8]) {
     // SAFETY: the instruction reads what the caller promises and writes `to`, which is borrowed mutably. It is
     // no access of the memory model, so that a race is none of it either.
     #[cfg(target_arch = "x86_64")]

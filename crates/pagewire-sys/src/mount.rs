@@ -126,7 +126,8 @@ impl Detached {
     ///
     /// As opening a file.
     pub fn open(&self, path: &Path) -> io::Result<File> {
-        let root = PathBuf::from(format!("/proc/self/fd/{}", self.0.as_raw_fd()));
+        // Of this thread, which may have a table of its own.
+        let root = PathBuf::from(format!("/proc/thread-self/fd/{}", self.0.as_raw_fd()));
         File::open(if path.as_os_str().is_empty() { root } else { root.join(path) })
     }
 }

@@ -12,6 +12,28 @@ pub fn id() -> u32 {
     (unsafe { libc::gettid() }) as u32
 }
 
+/// Gives the calling thread a table of descriptors of its own, with none in it but those of standard input, output
+/// and error. The tables of other threads stay as they are; what this thread opens from now on is in its own alone.
+///
+/// It is for threads that use a FUSE file system which their own process serves. When a process is killed, the
+/// kernel closes one descriptor after the other, and to close a file of that file system it waits for an answer:
+/// for ever, if the process's own connection to the kernel lies in the same table, which is closed for good after
+/// all of them.
+///
+/// What the thread was given must hold no descriptors: they are not open here.
+///
+/// # Errors
+///
+/// What close_range answers: unknown before Linux 5.9.
+pub fn leave_descriptors() -> io::Result<()> {
+    // SAFETY: takes numbers only. No descriptor of another thread is closed, since the table is this thread's own
+    // from then on; those that the thread has opened itself before are its caller's to name.
+    check(unsafe {
+        libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_UNSHARE as libc::c_uint)
+    })
+    .map(drop)
+}
+
 /// Makes the calling thread a batch thread (`SCHED_BATCH`): it gets its share of the processor, but does not preempt
 /// others when it wakes. For background work beside threads that serve demand.
 ///

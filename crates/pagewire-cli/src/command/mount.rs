@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use pagewire::access::fuse::{Mount, MountOptions};
@@ -18,18 +19,28 @@ pub(super) fn run(args: &args::Mount) -> Result<()> {
         return in_background();
     }
     let termination = Termination::watch()?;
-    let mount = mount(args)?;
+    let mount = Arc::new(mount(args)?);
     output::line(format!("mounted {}", mount.path().display()))?;
-    if !termination.wait_or(mount.taken_down())? {
-        return finish(&mount, false);
-    }
-    // A second signal does not wait for what the first one waits for.
+    let is_told = termination.wait_or(mount.taken_down())?;
+    // Not held: what it has is given back when this function returns.
+    let waited_for = Arc::downgrade(&mount);
     std::thread::Builder::new().name("interrupt".into()).spawn(move || {
-        if termination.wait().and_then(|()| termination.wait()).is_ok() {
-            std::process::exit(130);
+        if is_told {
+            // A second signal does not wait for what the first one waits for.
+            if termination.wait().and_then(|()| termination.wait()).is_ok() {
+                std::process::exit(130);
+            }
+        } else if termination.wait().is_ok() {
+            // Taken down out of sight, the mount lasts until its last user has gone; a signal does not wait for that.
+            let Some(mount) = waited_for.upgrade() else { return };
+            let flushed = mount.flush();
+            if let Err(error) = &flushed {
+                tracing::error!(%error, "what was written could not be flushed");
+            }
+            std::process::exit(i32::from(flushed.is_err()));
         }
     })?;
-    finish(&mount, true)
+    finish(&mount, is_told)
 }
 
 fn mount(args: &args::Mount) -> Result<Mount> {
@@ -50,6 +61,7 @@ fn mount(args: &args::Mount) -> Result<Mount> {
         None => PullOrder::Sequential,
     };
     let remote = args.remote.options();
+    options.push.patience = remote.patience;
     if let Ok(peer) = args.region.parse::<PeerAddress>() {
         return Ok(Mount::peer(&peer, &args.path, options, &remote)?);
     }

@@ -3,5 +3,6 @@
 mod commands;
 mod driving;
 mod guests;
+mod mounts;
 #[cfg(feature = "tls")]
 mod tls;

@@ -3,6 +3,7 @@
 
 mod event;
 mod file;
+mod file_mapping;
 mod mapping;
 mod net;
 mod socket;

@@ -124,6 +124,28 @@ struct Lengths {
     flushed: u64,
     /// The shortest that it was since the store was told of it, if there is anything to tell.
     untold: Option<u64>,
+    /// How often the store began and ended to be told: odd in between.
+    tellings: u64,
+}
+
+/// A moment of the store that is written to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Moment {
+    stage: u64,
+    tellings: u64,
+}
+
+impl Moment {
+    /// Whether what is staged was not lost between this moment and `later`.
+    pub(crate) fn has_kept(self, later: Self) -> bool {
+        self.stage == later.stage
+    }
+
+    /// Whether the store had one length from this moment to `later`, so that what it can be asked for has been so
+    /// all the time.
+    pub(crate) fn has_one_length(self, later: Self) -> bool {
+        self == later && self.tellings.is_multiple_of(2)
+    }
 }
 
 impl Lengths {
@@ -164,7 +186,7 @@ impl Pusher {
             unkept: writer.region().cache().map(|_| BitSet::new(pages)),
             unkept_length: false,
             keeping_fails: false,
-            length: Lengths { now: length, shortest: length, flushed: length, untold: None },
+            length: Lengths { now: length, shortest: length, flushed: length, untold: None, tellings: 0 },
             stage: stage.number,
             flushes: stage.flushed,
             in_flight: 0,
@@ -280,14 +302,16 @@ impl Pusher {
     }
 
     /// How much of the region the store can be asked for: behind it are zeroes, but for what was written,
-    /// whatever the store has there. Counts for the stage whose number is the second answer.
-    pub(crate) fn readable(&self) -> (u64, u64) {
+    /// whatever the store has there. Counts for the moment that is the second answer: what is asked for at one in
+    /// which the store is told of another length may be refused.
+    pub(crate) fn readable(&self) -> (u64, Moment) {
         let state = self.inner.lock();
         let told = self.inner.writer.stage();
         let untold = state.length.untold.unwrap_or(state.length.now);
         // Lost meanwhile, it is told again; until then the store has what was flushed.
         let lost = if told.number == state.stage { u64::MAX } else { state.length.shortest };
-        (untold.min(told.length).min(lost), told.number)
+        let moment = Moment { stage: told.number, tellings: state.length.tellings };
+        (untold.min(told.length).min(lost), moment)
     }
 
     /// Why nothing can be written any more, if that is so.

@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex};
 use pagewire_core::chunk::ByteRange;
 
 use super::file::RegionFile;
-use crate::engine::Pin;
+use crate::engine::{Moment, Pin};
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::{Part, Sink, Urgency};
+use crate::store::{Completion, Part, Sink, Urgency};
 
 /// What is called with the bytes of a read.
 pub(super) type ReadDone = Box<dyn FnOnce(Result<&[u8]>) + Send>;
@@ -23,7 +23,7 @@ pub(super) struct Answer {
     asked: u64,
     urgency: Urgency,
     pin: Option<Arc<Pin>>,
-    stage: Option<u64>,
+    asked_at: Option<Moment>,
     state: Mutex<State>,
 }
 
@@ -45,7 +45,7 @@ impl Answer {
     ) -> Self {
         let state = State { bytes: Vec::new(), got: 0, done: Some(done) };
         let (file, asked) = (file.clone(), ByteRange::total(asked));
-        Self { file, range, asked, urgency, pin: None, stage: None, state: Mutex::new(state) }
+        Self { file, range, asked, urgency, pin: None, asked_at: None, state: Mutex::new(state) }
     }
 
     /// It is one of the epoch that is pinned: should that be gone, the newest one is read.
@@ -53,9 +53,10 @@ impl Answer {
         Self { pin: Some(pin), ..self }
     }
 
-    /// It is good as long as the store is at this stage: should what is staged be lost, it is asked for again.
-    pub(super) fn at_stage(self, stage: u64) -> Self {
-        Self { stage: Some(stage), ..self }
+    /// It is of what is staged, and was asked for at this moment: should that be lost meanwhile, it is asked for
+    /// again.
+    pub(super) fn staged_at(self, moment: Moment) -> Self {
+        Self { asked_at: Some(moment), ..self }
     }
 
     /// What is not asked for is in `bytes`.
@@ -65,11 +66,14 @@ impl Answer {
     }
 
     fn is_good(&self) -> bool {
-        self.stage.is_none_or(|stage| self.file.is_at_stage(stage))
+        self.asked_at.is_none_or(|then| self.file.moment().is_some_and(|now| then.has_kept(now)))
     }
 
-    fn again(&self, done: ReadDone) {
-        self.file.submit_read(self.range, self.urgency, done);
+    /// Whether it may have been refused for no other reason than that the store's length has changed on the way.
+    fn met_a_change(&self, error: &Error) -> bool {
+        let (Some(then), Some(now)) = (self.asked_at, self.file.moment()) else { return false };
+        // An end that is none of a page is refused where it is not that of the region.
+        matches!(error.kind(), ErrorKind::OutOfRange | ErrorKind::Protocol) && !then.has_one_length(now)
     }
 }
 
@@ -80,8 +84,8 @@ impl Sink for Answer {
             return;
         }
         let mut state = self.state.lock().expect("no holder panics");
-        if let Part::Zero(range) = part {
-            self.file.is_zero(range);
+        if let (Part::Zero(range), Some(pin)) = (part, &self.pin) {
+            self.file.is_zero(range, pin);
         }
         if let Part::Bytes { bytes, .. } = part
             && range == self.range
@@ -95,7 +99,7 @@ impl Sink for Answer {
                     self.file.was_read(self.range, self.urgency);
                     done(Ok(bytes));
                 }
-                Some(done) => self.again(done),
+                Some(done) => again(&self.file, self.range, self.urgency, done),
                 None => {}
             }
             return;
@@ -125,12 +129,29 @@ impl Sink for Answer {
                 self.file.was_read(self.range, self.urgency);
                 done(Ok(&bytes));
             }
-            Ok(()) => self.again(done),
+            Ok(()) => again(&self.file, self.range, self.urgency, done),
             Err(error) if error.kind() == ErrorKind::Stale => match &self.pin {
-                Some(pin) if self.file.has_moved(pin) => self.again(done),
-                _ => done(Err(error)),
+                Some(pin) => {
+                    let (file, range, urgency) = (self.file.clone(), self.range, self.urgency);
+                    let go_on: Completion = Box::new(move |result| match result {
+                        Ok(()) => again(&file, range, urgency, done),
+                        Err(error) => done(Err(error)),
+                    });
+                    self.file.when_moved(pin, error, go_on);
+                }
+                None => done(Err(error)),
             },
+            Err(error) if self.met_a_change(&error) => again(&self.file, self.range, self.urgency, done),
             Err(error) => done(Err(error)),
         }
     }
+}
+
+/// Asks again, for what there is of it by now.
+fn again(file: &Arc<RegionFile>, range: ByteRange, urgency: Urgency, done: ReadDone) {
+    let range = range.clamp_to(file.length());
+    if range.is_empty() {
+        return done(Ok(&[]));
+    }
+    file.submit_read(range, urgency, done);
 }

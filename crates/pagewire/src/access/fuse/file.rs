@@ -8,7 +8,7 @@
 //! called on the thread that has the answer.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock};
 use std::time::Duration;
 
 use pagewire_core::bitmap::AtomicBitSet;
@@ -17,7 +17,7 @@ use pagewire_core::chunk::{ByteRange, ChunkSize, Geometry, PAGE_SIZE};
 use super::answer::{Answer, ReadDone};
 use super::unflushed::Unflushed;
 use crate::engine::trace::Trace;
-use crate::engine::{Pin, PushOptions, PushProgress, Pusher, Region, Writer};
+use crate::engine::{Moment, Pin, PushOptions, PushProgress, Pusher, Region, Writer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Completion, FlushDone, Read, STAGED, Urgency};
 
@@ -36,11 +36,13 @@ pub(super) struct RegionFile {
     access: Access,
     /// The pages that were read since they changed last: a hint, since the kernel may have dropped them.
     read: AtomicBitSet,
-    /// The pages that are known to hold zeroes.
+    /// The pages that are known to hold zeroes, of a file that is read.
     zeroes: AtomicBitSet,
     pub(super) counters: Counters,
     arrivals: Arrivals,
     trace: Option<Arc<Trace>>,
+    /// Reads of an epoch that is gone, until the file has moved on; none where it does not.
+    newer: Mutex<Option<Vec<Completion>>>,
 }
 
 /// Somebody may wait for something to be read.
@@ -75,11 +77,14 @@ pub(super) struct Counters {
 }
 
 impl RegionFile {
-    /// A file to read the newest epoch of a region.
-    pub(super) fn read_only(region: Arc<Region>, trace: Option<Arc<Trace>>) -> Result<Self> {
+    /// A file to read the newest epoch of a region. Where it `follows`, somebody calls [`RegionFile::follow`] again
+    /// and again, until [`RegionFile::stay`].
+    pub(super) fn read_only(region: Arc<Region>, follows: bool, trace: Option<Arc<Trace>>) -> Result<Self> {
         let pin = region.pin()?;
-        let length = pin.info().length;
-        Ok(Self::new(region, Access::Read(RwLock::new(Arc::new(pin))), length, trace))
+        // A newer epoch may be longer.
+        let room = pin.info().length.max(pin.info().capacity);
+        let newer = Mutex::new(follows.then(Vec::new));
+        Ok(Self { newer, ..Self::new(region, Access::Read(RwLock::new(Arc::new(pin))), room, trace) })
     }
 
     /// A file to write to with the lease of `writer`.
@@ -102,7 +107,7 @@ impl RegionFile {
         let pages = Geometry::new(room, ChunkSize::PAGE).page_count();
         let (read, zeroes) = (AtomicBitSet::new(pages), AtomicBitSet::new(pages));
         let (counters, arrivals) = (Counters::default(), Arrivals::default());
-        Self { region, access, read, zeroes, counters, arrivals, trace }
+        Self { region, access, read, zeroes, counters, arrivals, trace, newer: Mutex::default() }
     }
 
     pub(super) fn region(&self) -> &Arc<Region> {
@@ -160,7 +165,7 @@ impl RegionFile {
 
     /// Whether any page of `range` was not read since it changed last.
     pub(super) fn misses(&self, range: ByteRange) -> bool {
-        let pages = pages(range);
+        let pages = pages_in(&self.read, range);
         self.read.next_gap(pages.start).is_some_and(|gap| gap < pages.end)
     }
 
@@ -189,13 +194,16 @@ impl RegionFile {
                 self.region.read(Read { ranges: vec![range], epoch, urgency, sink });
             }
             Access::Write(writing) => {
-                let (readable, stage) = writing.pusher.readable();
+                let (readable, moment) = writing.pusher.readable();
                 if range.end <= readable && !writing.unflushed.touches(range) {
-                    let sink = Arc::new(Answer::new(self, range, &[range], urgency, done).at_stage(stage));
+                    let sink = Arc::new(Answer::new(self, range, &[range], urgency, done).staged_at(moment));
                     return self.region.read(Read { ranges: vec![range], epoch: STAGED, urgency, sink });
                 }
                 let mut bytes = vec![0; range.len() as usize];
                 let gaps = writing.unflushed.copy_out(range, &mut bytes);
+                // Asked after that: pages that were flushed meanwhile are gone from here, and may lie behind what
+                // the store could be asked for before.
+                let (readable, moment) = writing.pusher.readable();
                 // Behind what the store can be asked for are zeroes.
                 let gaps: Vec<ByteRange> = gaps
                     .into_iter()
@@ -206,17 +214,17 @@ impl RegionFile {
                     return done(Ok(&bytes));
                 }
                 let answer = Answer::new(self, range, &gaps, urgency, done).over(bytes);
-                let sink = Arc::new(answer.at_stage(stage));
+                let sink = Arc::new(answer.staged_at(moment));
                 self.region.read(Read { ranges: gaps, epoch: STAGED, urgency, sink });
             }
         }
     }
 
-    /// Whether an answer that was asked for at `stage` is one of what the store has now.
-    pub(super) fn is_at_stage(&self, stage: u64) -> bool {
+    /// The moment that the store is at; none where it is not written to.
+    pub(super) fn moment(&self) -> Option<Moment> {
         match &self.access {
-            Access::Read(_) => true,
-            Access::Write(writing) => writing.pusher.readable().1 == stage,
+            Access::Read(_) => None,
+            Access::Write(writing) => Some(writing.pusher.readable().1),
         }
     }
 
@@ -235,8 +243,7 @@ impl RegionFile {
             Urgency::Background => &self.counters.background_bytes,
         };
         counter.fetch_add(range.len(), Ordering::Relaxed);
-        let pages = pages(range);
-        self.read.insert_range(pages.start..pages.end.min(self.read.len()));
+        self.read.insert_range(pages_in(&self.read, range));
         // Who begins to wait just now looks again after a moment.
         if self.arrivals.waiters.load(Ordering::Relaxed) > 0 {
             self.arrivals.moved.notify_all();
@@ -252,16 +259,24 @@ impl RegionFile {
         waiters.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Takes note of zeroes.
-    pub(super) fn is_zero(&self, range: ByteRange) {
-        let end = range.end == self.length();
+    /// Takes note of zeroes of an epoch, if it is that which readers see.
+    pub(super) fn is_zero(&self, range: ByteRange, pin: &Arc<Pin>) {
+        // Of a file that is written to nobody asks.
+        let Access::Read(now) = &self.access else { return };
+        // Held, so that the file does not move on in between.
+        let now = now.read().expect("no holder panics");
+        if !Arc::ptr_eq(&now, pin) {
+            return;
+        }
+        let end = range.end == now.info().length;
         let whole = range.start.div_ceil(PAGE_SIZE)..if end {
             range.end.div_ceil(PAGE_SIZE)
         } else {
             range.end / PAGE_SIZE
         };
+        let whole = whole.start.min(self.zeroes.len())..whole.end.min(self.zeroes.len());
         if whole.start < whole.end {
-            self.zeroes.insert_range(whole.start..whole.end.min(self.zeroes.len()));
+            self.zeroes.insert_range(whole);
         }
     }
 
@@ -272,7 +287,7 @@ impl RegionFile {
         if offset >= length {
             return None;
         }
-        let page = offset / PAGE_SIZE;
+        let page = (offset / PAGE_SIZE).min(self.zeroes.len());
         let found = if data { self.zeroes.next_gap(page) } else { self.zeroes.next_member(page) };
         let found = found.map_or(u64::MAX, |page| page.saturating_mul(PAGE_SIZE)).max(offset);
         match (found < length, data) {
@@ -299,8 +314,6 @@ impl RegionFile {
             Ok(writing) => writing,
             Err(error) => return done(Err(error)),
         };
-        let pages = pages(range);
-        self.zeroes.remove_range(pages);
         let incomplete = writing.unflushed.write(offset, bytes, self.length());
         if incomplete.is_empty() {
             return writing.wrote(done);
@@ -362,7 +375,6 @@ impl RegionFile {
             return self.write(range.start, &vec![0; range.len() as usize], done);
         }
         writing.unflushed.zero(start..end);
-        self.zeroes.insert_range(start..end.min(self.zeroes.len()));
         let (front, back) = (
             ByteRange::new(range.start, start * PAGE_SIZE),
             ByteRange::new((end * PAGE_SIZE).min(range.end), range.end),
@@ -400,13 +412,17 @@ impl RegionFile {
                 if let (Ok(()), Ok(writing)) = (&result, this.writing()) {
                     // On the pusher's thread, which looks for nothing behind the end any more.
                     writing.unflushed.cut(length);
-                    let end = this.zeroes.len();
-                    this.zeroes.remove_range((length / PAGE_SIZE).min(end)..end);
+                    let end = this.read.len();
                     this.read.remove_range((length / PAGE_SIZE).min(end)..end);
                 }
                 done(result);
             }),
         );
+    }
+
+    /// Makes the file at least so long, with zeroes.
+    pub(super) fn grow(&self, length: u64) -> Result<()> {
+        self.begin_change(length).map(drop)
     }
 
     /// Flushes everything that was written before the call: see [`Pusher::flush`].
@@ -425,14 +441,24 @@ impl RegionFile {
     pub(super) fn follow(&self) -> Result<Option<Vec<ByteRange>>> {
         let Access::Read(pin) = &self.access else { return Ok(None) };
         let old = pin.read().expect("no holder panics").clone();
-        if self.region.newest() == old.epoch() {
+        let is_gone = self.waiting().as_ref().is_some_and(|waiting| !waiting.is_empty());
+        if self.region.newest() == old.epoch() && !is_gone {
             return Ok(None);
         }
-        self.region.refresh()?;
-        let new = self.region.pin()?;
-        if new.epoch() == old.epoch() {
-            return Ok(None);
-        }
+        let moved = self.region.refresh().and_then(|_| self.region.pin());
+        let new = match moved {
+            Ok(new) if new.epoch() != old.epoch() => new,
+            // That was gone, too, before it could be held: the next one may be had.
+            Err(error) if error.kind() == ErrorKind::Stale => return Ok(None),
+            result => {
+                // Who finds the epoch gone waits for nothing then.
+                let waiting = self.waiting().as_mut().map(std::mem::take).unwrap_or_default();
+                let error = || Error::new(ErrorKind::Stale, format!("epoch {} is gone", old.epoch()));
+                let error = result.as_ref().err().cloned().unwrap_or_else(error);
+                waiting.into_iter().for_each(|go_on| go_on(Err(error.clone())));
+                return result.map(|_| None);
+            }
+        };
         let (before, after) = (old.info().length, new.info().length);
         let whole = ByteRange::new(0, before.max(after));
         let mut changed = self.region.changes(old.epoch()).unwrap_or_else(|| vec![whole]);
@@ -441,12 +467,38 @@ impl RegionFile {
         }
         *pin.write().expect("no holder panics") = Arc::new(new);
         for range in &changed {
-            let pages = pages(*range);
             for set in [&self.read, &self.zeroes] {
-                set.remove_range(pages.start.min(set.len())..pages.end.min(set.len()));
+                set.remove_range(pages_in(set, *range));
             }
         }
+        // Before whoever caches drops what has changed, which may wait for these.
+        let waiting = self.waiting().as_mut().map(std::mem::take).unwrap_or_default();
+        waiting.into_iter().for_each(|go_on| go_on(Ok(())));
         Ok(Some(ByteRange::union(changed)))
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Option<Vec<Completion>>> {
+        self.newer.lock().expect("no holder panics")
+    }
+
+    /// Calls `go_on` once readers see another epoch than that of `pin`, which is gone; or with `error`, where nobody
+    /// has the file move on.
+    pub(super) fn when_moved(&self, pin: &Arc<Pin>, error: Error, go_on: Completion) {
+        let mut waiting = self.waiting();
+        let result = match waiting.as_mut() {
+            _ if self.has_moved(pin) => Ok(()),
+            Some(waiting) => return waiting.push(go_on),
+            None => Err(error),
+        };
+        drop(waiting);
+        go_on(result);
+    }
+
+    /// The file moves on no more: those who wait for it are told, and nobody waits from now on.
+    pub(super) fn stay(&self) {
+        let waiting = self.waiting().take().unwrap_or_default();
+        let over = || Error::new(ErrorKind::Cancelled, "the mount is taken down");
+        waiting.into_iter().for_each(|go_on| go_on(Err(over())));
     }
 }
 
@@ -488,4 +540,10 @@ impl Writing {
 /// The pages that a range touches.
 fn pages(range: ByteRange) -> std::ops::Range<u64> {
     range.start / PAGE_SIZE..range.end.div_ceil(PAGE_SIZE)
+}
+
+/// The pages that a range touches, as far as a set has them.
+fn pages_in(set: &AtomicBitSet, range: ByteRange) -> std::ops::Range<u64> {
+    let pages = pages(range);
+    pages.start.min(set.len())..pages.end.min(set.len())
 }

@@ -321,14 +321,12 @@ impl Filesystem for MountedRegions {
         let done = empty(reply);
         match mode {
             Some(Allocate { zero, keep_size }) => {
-                let grow: Completion = if keep_size || range.end <= file.length() {
+                let grow: Completion = if keep_size {
                     done
                 } else {
+                    // Never shorter: what the kernel writes back meanwhile may reach farther.
                     let file = file.clone();
-                    Box::new(move |result| match result {
-                        Ok(()) => file.set_length(range.end, done),
-                        result => done(result),
-                    })
+                    Box::new(move |result| done(result.and_then(|()| file.grow(range.end))))
                 };
                 if zero { file.zero(range, grow) } else { grow(Ok(())) }
             }
@@ -337,6 +335,11 @@ impl Filesystem for MountedRegions {
     }
 
     fn lseek(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        if self.0.options.writable {
+            // The kernel asks without writing back: what is dirty in its cache, and behind the end as far as this
+            // mount knows it, would be passed over as a hole. It is told to take everything for data.
+            return reply.error(Errno::ENOSYS);
+        }
         let file = match self.file(ino) {
             Ok(file) => file,
             Err(error) => return reply.error(error),

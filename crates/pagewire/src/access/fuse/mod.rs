@@ -21,6 +21,7 @@ mod unflushed;
 mod upkeep;
 mod warm;
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -129,6 +130,7 @@ struct Shared {
 struct Place {
     path: PathBuf,
     device: pagewire_sys::mount::DeviceId,
+    notifier: fuser::Notifier,
 }
 
 impl Shared {
@@ -137,7 +139,9 @@ impl Shared {
         let listed = entry.length();
         let (file, is_new) = self.entries.open(entry)?;
         if is_new {
-            if file.is_writable() && file.length() != listed {
+            if !file.is_writable() {
+                self.forget_attributes(entry);
+            } else if file.length() != listed {
                 self.tell_length(entry, file.length())?;
             }
             self.warm(entry, &file);
@@ -157,7 +161,16 @@ impl Shared {
             file.set_len(length)?;
             file.set_times(std::fs::FileTimes::new().set_accessed(now).set_modified(now))
         };
-        tell().map_err(|error| Error::io(format!("cannot set the length of {}", path.display()), &error))
+        apart(tell).map_err(|error| Error::io(format!("cannot set the length of {}", path.display()), &error))
+    }
+
+    /// Has the kernel ask anew for the length of a file that is read: what it knows may be from before it was opened.
+    fn forget_attributes(&self, entry: &Entry) {
+        let Some(place) = self.place.get() else { return };
+        // A kernel that does not know the file has nothing to forget.
+        if let Err(error) = place.notifier.inval_inode(fuser::INodeNo(entry.ino), -1, 0) {
+            tracing::debug!(region = entry.region, %error, "the kernel forgets nothing of a file");
+        }
     }
 
     /// Begins the background pull of a file.
@@ -204,6 +217,16 @@ impl Shared {
     fn status(&self, entry: &Entry) -> String {
         serde_json::to_string(&self.status_of(entry)).unwrap_or_default()
     }
+}
+
+/// Does what opens files of the mount, which this process answers for: on a thread with descriptors of its own, so that
+/// the process can be killed meanwhile.
+fn apart<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    std::thread::scope(|scope| {
+        let work = || pagewire_sys::thread::leave_descriptors().and_then(|()| work());
+        let thread = std::thread::Builder::new().name("pw-fuse-apart".into()).spawn_scoped(scope, work)?;
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 /// Has the calling thread, which the kernel's requests come to, take short turns: somebody waits for each.

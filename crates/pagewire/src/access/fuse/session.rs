@@ -1,7 +1,9 @@
 //! Making a mount, and taking it down with everything flushed.
 
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -121,7 +123,7 @@ impl Mount {
         }
         tracing::info!(path = %path.display(), writable, "mounted");
         // Nobody else sets it.
-        let _ = shared.place.set(Place { path: path.into(), device });
+        let _ = shared.place.set(Place { path: path.into(), device, notifier: notifier.clone() });
         for (entry, file) in shared.entries.opened() {
             if file.is_writable() {
                 shared.tell_length(&entry, file.length())?;
@@ -159,14 +161,16 @@ impl Mount {
     ///
     /// Whatever the store says; a later flush does it.
     pub fn flush(&self) -> Result<()> {
-        if self.shared.options.writable {
-            let failed = |error| Error::io(format!("cannot write back {}", self.path.display()), &error);
+        let write_back = || match std::fs::File::open(&self.path) {
+            Ok(file) => mount::sync_file_system(file.as_fd()),
             // Of a mount that was taken down the kernel has written back everything.
-            if let Ok(file) = std::fs::File::open(&self.path) {
-                mount::sync_file_system(file.as_fd()).map_err(failed)?;
-            }
-        }
-        self.flush_written()
+            Err(_) => Ok(()),
+        };
+        let written_back = if self.shared.options.writable { super::apart(write_back) } else { Ok(()) };
+        let failed = |error| Error::io(format!("cannot write back {}", self.path.display()), &error);
+        let written_back = written_back.map_err(failed);
+        // What could be written back is flushed in any case.
+        self.flush_written().and(written_back)
     }
 
     /// Flushes what the kernel has written back.
@@ -197,16 +201,22 @@ impl Mount {
             }
             tracing::error!(%error, "what was written could not be flushed");
         }
-        if is_there && let Err(error) = self.take_down(force) {
-            put_back(session);
-            return Err(error);
+        let mut is_used = force;
+        if is_there {
+            is_used = match self.take_down(force) {
+                Ok(is_used) => is_used,
+                Err(error) => {
+                    put_back(session);
+                    return Err(error);
+                }
+            };
         }
         self.stop.store(true, Ordering::Release);
         if let Some(thread) = self.upkeep.lock().expect("no holder panics").take() {
             // One that has panicked has ended, too.
             let _ = thread.join();
         }
-        if force {
+        if is_used {
             // Programs may hold it for ever; nobody waits for them.
             drop(session);
         } else if let Err(error) = session.join() {
@@ -220,7 +230,8 @@ impl Mount {
         flushed.and(written)
     }
 
-    fn take_down(&self, force: bool) -> Result<()> {
+    /// Answers whether programs use it still, who are named, and who may only with `force`.
+    fn take_down(&self, force: bool) -> Result<bool> {
         let failed = |error: &io::Error| Error::io(format!("cannot unmount {}", self.path.display()), error);
         match unmount(&self.path, false) {
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
@@ -232,9 +243,9 @@ impl Mount {
                     ));
                 }
                 tracing::warn!(path = %self.path.display(), users, "taken down while it is in use");
-                unmount(&self.path, true).map_err(|error| failed(&error))
+                unmount(&self.path, true).map(|()| true).map_err(|error| failed(&error))
             }
-            result => result.map_err(|error| failed(&error)),
+            result => result.map(|()| false).map_err(|error| failed(&error)),
         }
     }
 
@@ -268,7 +279,7 @@ pub(super) fn open(region: &Arc<Region>, options: &MountOptions) -> Result<Arc<R
         let trace = trace(region.info().capacity)?;
         RegionFile::writable(writer, &options.push, options.atomic, trace)?
     } else {
-        RegionFile::read_only(region.clone(), trace(region.info().length)?)?
+        RegionFile::read_only(region.clone(), options.follow, trace(region.info().length)?)?
     };
     Ok(Arc::new(file))
 }
@@ -323,9 +334,7 @@ fn config(options: &MountOptions) -> Config {
 /// second answer is whether it was.
 fn mount_point(path: &Path, directory: bool) -> Result<(PathBuf, bool)> {
     let failed = |error: io::Error| Error::io(format!("cannot mount at {}", path.display()), &error);
-    if let Err(error) = std::fs::metadata(path)
-        && error.kind() == io::ErrorKind::NotConnected
-    {
+    if is_dead(path) {
         tracing::info!(path = %path.display(), "taking down a mount whose process is gone");
         unmount(path, true).map_err(failed)?;
     }
@@ -354,13 +363,50 @@ fn mount_point(path: &Path, directory: bool) -> Result<(PathBuf, bool)> {
     Ok((path, false))
 }
 
+/// Whether a mount is at `path` whose process is gone.
+fn is_dead(path: &Path) -> bool {
+    let is_dead = |error: io::Error| error.kind() == io::ErrorKind::NotConnected;
+    match std::fs::metadata(path) {
+        Err(error) => is_dead(error),
+        // The kernel tells of a mount's root what it remembers, but it cannot open it.
+        Ok(found) if found.is_file() || found.is_dir() => {
+            path.canonicalize().is_ok_and(|path| is_ours(&path))
+                && std::fs::File::open(path).is_err_and(is_dead)
+        }
+        Ok(_) => false,
+    }
+}
+
 /// Whether one of our mounts is at `path`.
 fn is_ours(path: &Path) -> bool {
     let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     table.lines().any(|line| {
         let fields: Vec<&str> = line.split(' ').collect();
-        fields.get(4).is_some_and(|place| Path::new(place) == path) && line.contains(" - fuse.pagewire ")
+        // A kernel that is asked directly leaves the subtype out.
+        let is_ours = [" - fuse.pagewire ", " - fuse pagewire "].iter().any(|kind| line.contains(kind));
+        is_ours && fields.get(4).is_some_and(|place| Path::new(&unescape(place)) == path)
     })
+}
+
+/// A path as it was before the kernel wrote spaces, tabs, line ends and backslashes of it in octal.
+fn unescape(place: &str) -> OsString {
+    let mut bytes = Vec::new();
+    let mut rest = place.as_bytes();
+    while let [first, after @ ..] = rest {
+        let octal =
+            after.get(..3).filter(|_| *first == b'\\').and_then(|digits| std::str::from_utf8(digits).ok());
+        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &after[3..];
+            }
+            None => {
+                bytes.push(*first);
+                rest = after;
+            }
+        }
+    }
+    OsString::from_vec(bytes)
 }
 
 /// Takes a mount down: an ordinary user has fusermount3 do it.

@@ -34,6 +34,7 @@ pub(super) fn run(shared: &Arc<Shared>, notifier: &Notifier, mount: MountId, sto
             not_before = Instant::now() + PAUSE;
         }
     }
+    shared.entries.opened().iter().for_each(|(_, file)| file.stay());
     shared.warmers.stop();
 }
 

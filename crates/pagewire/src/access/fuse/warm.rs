@@ -130,6 +130,10 @@ impl Warmers {
 
 impl Warming {
     fn run(&self, stop: &Stop) {
+        // Its open file is to be no obstacle to the end of this process.
+        if let Err(error) = pagewire_sys::thread::leave_descriptors() {
+            return tracing::warn!(%error, "there is no background pull");
+        }
         let file = match self.open() {
             Ok(file) => file,
             Err(error) => return tracing::warn!(%error, "the background pull cannot open the mounted file"),

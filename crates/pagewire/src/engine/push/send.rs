@@ -165,6 +165,7 @@ impl Inner {
             let mut state = self.lock();
             self.look_at_stage(&mut state);
             let Some(shortest) = state.length.untold else { return Ok(()) };
+            state.length.tellings += 1;
             (shortest, state.length.now, state.stage)
         };
         let set = |length| self.wait_for(|done| self.writer.set_length(length, done));
@@ -173,11 +174,12 @@ impl Inner {
             result = set(now);
         }
         let mut state = self.lock();
+        state.length.tellings += 1;
         match result {
             Ok(()) => {
-                // Lost meanwhile, it is told again.
+                // Lost meanwhile, it is told again. Grown meanwhile, it is told of that.
                 if self.writer.stage().number == stage {
-                    state.length.untold = None;
+                    state.length.untold = (state.length.now != now).then_some(state.length.now);
                 }
                 Ok(())
             }
