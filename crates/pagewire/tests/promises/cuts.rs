@@ -71,7 +71,7 @@ fn cut_at_every_frame(name: &str, store: &Arc<dyn Store>, fate: Fate) {
         });
         // More pages than one frame takes, another length, and a page that is not whole.
         let value = frame as u8 + 1;
-        let length = LENGTH + 5000 * (frame as u64 % 2);
+        let length = LENGTH + 5000 * ((frame as u64 + 1) % 2);
         pusher.set_length(length).unwrap();
         model.resize(length as usize, 0);
         for pages in [0..2, 3..590, 599..600] {

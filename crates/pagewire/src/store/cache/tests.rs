@@ -81,7 +81,6 @@ impl Disks {
 /// A store on another host: it can be restarted, and out of reach.
 struct Server {
     store: MemoryStore,
-    stage: AtomicU64,
     away: AtomicBool,
     read: AtomicU64,
 }
@@ -94,14 +93,13 @@ impl Server {
         let bytes: Vec<u8> = (0..LENGTH).map(|at| (at / PAGE_SIZE % 7 * 9) as u8).collect();
         store.write_bytes(0, &bytes).unwrap();
         store.flush_all().unwrap();
-        let (stage, away, read) = (AtomicU64::new(1), AtomicBool::new(false), AtomicU64::new(0));
-        Arc::new(Self { store, stage, away, read })
+        let (away, read) = (AtomicBool::new(false), AtomicU64::new(0));
+        Arc::new(Self { store, away, read })
     }
 
     /// It is started again: what was staged is lost.
     fn restart(&self) {
         self.store.discard().unwrap();
-        self.stage.fetch_add(1, Ordering::Relaxed);
     }
 
     /// All of the newest epoch.
@@ -151,16 +149,14 @@ impl Store for Server {
     }
 
     fn flush(&self, flush: Flush) {
-        let stale = flush.stage != self.stage.load(Ordering::Relaxed);
-        let restarted = stale.then(|| Error::new(ErrorKind::Unavailable, "the server was restarted"));
-        match self.away().or(restarted) {
+        match self.away() {
             Some(error) => (flush.done)(Err(error)),
             None => self.store.flush(flush),
         }
     }
 
     fn stage(&self) -> Stage {
-        Stage { number: self.stage.load(Ordering::Relaxed), ..self.store.stage() }
+        self.store.stage()
     }
 
     fn discard(&self) -> Result<()> {
