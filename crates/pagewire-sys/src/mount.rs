@@ -68,19 +68,30 @@ impl MountTable {
     ///
     /// If the table cannot be read.
     pub fn has(&self, mount: MountId) -> io::Result<bool> {
-        let table = std::fs::read_to_string("/proc/self/mountinfo")?;
-        let ids = table.lines().filter_map(|line| line.split(' ').next()?.parse::<u64>().ok());
-        Ok(ids.into_iter().any(|id| id == mount.0))
+        loop {
+            self.wait(Duration::ZERO)?;
+            let table = std::fs::read_to_string("/proc/self/mountinfo")?;
+            let mut ids = table.lines().filter_map(|line| line.split(' ').next()?.parse::<u64>().ok());
+            if ids.any(|id| id == mount.0) {
+                return Ok(true);
+            }
+            // The table is read in pieces: one that changes meanwhile may leave out what is there.
+            if !self.wait(Duration::ZERO)? {
+                return Ok(false);
+            }
+        }
     }
 
-    /// Waits until mounts have come or gone since the last call, or for as long as `timeout`.
+    /// Waits until mounts have come or gone since the last call, or for as long as `timeout`. Answers whether any
+    /// have.
     ///
     /// # Errors
     ///
     /// What poll answers.
-    pub fn wait(&self, timeout: Duration) -> io::Result<()> {
+    pub fn wait(&self, timeout: Duration) -> io::Result<bool> {
         let mut items = [PollItem::exceptional(self.0.as_fd())];
-        poll(&mut items, Some(timeout)).map(drop)
+        poll(&mut items, Some(timeout))?;
+        Ok(items[0].is_ready())
     }
 }
 

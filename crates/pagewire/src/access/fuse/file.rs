@@ -118,6 +118,11 @@ impl RegionFile {
         matches!(self.access, Access::Write(_))
     }
 
+    /// Writes the trace, where one is recorded.
+    pub(super) fn save_trace(&self) -> Result<()> {
+        self.trace.as_ref().map_or(Ok(()), |trace| trace.save())
+    }
+
     /// The epoch that readers see: the newest, for a file that is written to.
     pub(super) fn epoch(&self) -> u64 {
         match &self.access {

@@ -223,11 +223,13 @@ impl Mount {
             tracing::debug!(%error, "the session has ended");
         }
         let written = self.flush_written();
+        // Who still holds a file does not keep its trace from being there.
+        let traced = self.shared.entries.opened().iter().try_for_each(|(_, file)| file.save_trace());
         if self.made {
             // Somebody may have removed it.
             let _ = std::fs::remove_file(&self.path);
         }
-        flushed.and(written)
+        flushed.and(written).and(traced)
     }
 
     /// Answers whether programs use it still, who are named, and who may only with `force`.

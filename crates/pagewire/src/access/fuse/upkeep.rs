@@ -23,13 +23,16 @@ pub(super) fn run(shared: &Arc<Shared>, notifier: &Notifier, mount: MountId, sto
         Err(error) => return tracing::warn!(%error, "newer epochs are not noticed"),
     };
     let mut not_before = Instant::now();
+    // Some may have come and gone before the table was opened.
+    let mut has_changed = true;
     while !stop.load(Ordering::Acquire) {
-        if let Err(error) = table.wait(LOOK) {
-            return tracing::warn!(%error, "newer epochs are not noticed any more");
-        }
-        if matches!(table.has(mount), Ok(false)) {
+        if has_changed && matches!(table.has(mount), Ok(false)) {
             break;
         }
+        has_changed = match table.wait(LOOK) {
+            Ok(has_changed) => has_changed,
+            Err(error) => return tracing::warn!(%error, "newer epochs are not noticed any more"),
+        };
         if shared.options.follow && Instant::now() >= not_before && !follow(shared, notifier) {
             not_before = Instant::now() + PAUSE;
         }

@@ -103,15 +103,24 @@ impl Warmers {
     /// If a thread cannot be started.
     pub(super) fn start(self: &Arc<Self>, warming: Warming) -> Result<()> {
         let this = self.clone();
+        let (opened, open) = std::sync::mpsc::sync_channel(1);
         let thread = std::thread::Builder::new().name("pw-warm".into()).spawn(move || {
             crate::schedule::bulk();
             let id = pagewire_sys::thread::id();
             this.threads.write().expect("no holder panics").insert(id);
-            warming.run(&this.stop);
+            let file = warming.open();
+            // There is room for the one word.
+            let _ = opened.try_send(());
+            match file {
+                Ok(file) => warming.run(&file, &this.stop),
+                Err(error) => tracing::warn!(%error, "there is no background pull"),
+            }
             this.threads.write().expect("no holder panics").remove(&id);
         });
         let thread = thread.map_err(|error| crate::Error::io("cannot start a thread", &error))?;
         self.handles.lock().expect("no holder panics").push(thread);
+        // To open it uses the mount for a moment, and whoever is told that it is there may take it down.
+        let _or_ended = open.recv();
         Ok(())
     }
 
@@ -129,15 +138,7 @@ impl Warmers {
 }
 
 impl Warming {
-    fn run(&self, stop: &Stop) {
-        // Its open file is to be no obstacle to the end of this process.
-        if let Err(error) = pagewire_sys::thread::leave_descriptors() {
-            return tracing::warn!(%error, "there is no background pull");
-        }
-        let file = match self.open() {
-            Ok(file) => file,
-            Err(error) => return tracing::warn!(%error, "the background pull cannot open the mounted file"),
-        };
+    fn run(&self, file: &File, stop: &Stop) {
         let mut told = false;
         while !stop.is_set() {
             let geometry = Geometry::new(self.file.length(), self.chunk);
@@ -148,7 +149,7 @@ impl Warming {
                 continue;
             }
             let before = self.file.read_bytes();
-            if let Err(error) = self.round(&file, &missing, stop)
+            if let Err(error) = self.round(file, &missing, stop)
                 && !std::mem::replace(&mut told, true)
             {
                 tracing::warn!(%error, "the background pull pauses");
@@ -160,6 +161,8 @@ impl Warming {
     }
 
     fn open(&self) -> std::io::Result<File> {
+        // The open file is to be no obstacle to the end of this process.
+        pagewire_sys::thread::leave_descriptors()?;
         // A file that is opened now is read ahead that far; those that programs open later are not.
         let long = self.file.region().round_trip() >= LONG_WAY;
         if let Some((read_ahead, _)) = &self.read_ahead {
