@@ -133,12 +133,15 @@ pub(crate) struct List {
     pub(crate) remote: Remote,
 }
 
-/// Show what is known of a region: size, epoch, capabilities
+/// Show what is known of a region: size, epoch, capabilities; or how a mounted file is doing
 #[derive(Debug, ClapArgs)]
-#[command(after_help = "Example:\n  pagewire info pw://10.0.0.7:7070/model")]
+#[command(after_help = "\
+Examples:
+  pagewire info pw://10.0.0.7:7070/model
+  pagewire info /srv/model.bin")]
 pub(crate) struct Info {
-    /// The region
-    pub(crate) region: StoreAddress,
+    /// The region, or the path of a file that `pagewire mount` has mounted
+    pub(crate) region: String,
 
     /// Show, too, what of it is in this cache
     #[arg(long, value_name = "FILE")]
@@ -194,9 +197,17 @@ pub(crate) struct Uffd {
     #[arg(long, value_name = "PATH")]
     pub(crate) socket: PathBuf,
 
-    /// Pull only what is touched
-    #[arg(long)]
+    /// Pull only what is touched: the same as --pull none
+    #[arg(long, conflicts_with = "pull")]
     pub(crate) no_pull: bool,
+
+    /// What to pull in the background: none, sequential, or trace:FILE
+    #[arg(long, value_name = "ORDER", value_parser = parse_order)]
+    pub(crate) pull: Option<Order>,
+
+    /// Record to FILE in which order guests need their memory; nothing is pulled in the background unless --pull says so
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
 
     /// Keep what was pulled in this file, and pull only what is missing there. Guests that run at the same
     /// time have the same epoch then
@@ -246,6 +257,10 @@ pub(crate) struct Mount {
     #[arg(long, value_name = "ORDER", value_parser = parse_order)]
     pub(crate) pull: Option<Order>,
 
+    /// Keep what was pulled, and what was written and not flushed yet, in this file across restarts
+    #[arg(long, value_name = "FILE")]
+    pub(crate) cache: Option<PathBuf>,
+
     /// Record to FILE in which order programs need the region; nothing is pulled in the background unless --pull says so
     #[arg(long, value_name = "FILE")]
     pub(crate) trace: Option<PathBuf>,
@@ -279,6 +294,12 @@ pub(crate) enum Order {
 }
 
 impl Order {
+    /// What is pulled where `asked` is what was said: what the background brings is not asked for by programs, and is
+    /// in no trace.
+    pub(crate) fn or_default(asked: Option<&Self>, traced: bool) -> &Self {
+        asked.unwrap_or(if traced { &Order::None } else { &Order::Sequential })
+    }
+
     /// The order, for a pull in chunks of `chunk`.
     pub(crate) fn read(&self, chunk: ChunkSize) -> pagewire::Result<pagewire::PullOrder> {
         match self {

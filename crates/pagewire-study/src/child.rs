@@ -67,6 +67,21 @@ impl Child {
         Ok(Duration::from_nanos(nanoseconds))
     }
 
+    /// Has it end by itself, and waits for that.
+    ///
+    /// # Errors
+    ///
+    /// Where it fails.
+    pub(crate) fn end(mut self) -> io::Result<()> {
+        drop(self.input.take());
+        let status = self.process.wait()?;
+        if status.success() {
+            Ok(())
+        } else {
+            Err(io::Error::other(format!("a process ended with {status}")))
+        }
+    }
+
     fn line(&mut self) -> io::Result<String> {
         let mut line = String::new();
         if self.output.read_line(&mut line)? == 0 {

@@ -6,17 +6,19 @@
 //! - [`link`](mod@link): a link between two network namespaces with a true round-trip time.
 //! - [`limits`]: what the bare system calls reach on this machine: the baselines.
 //! - [`server`]: a Pagewire server in a process of its own.
+//! - [`mount`]: a mounted region, in a process of its own.
 //! - [`usage`]: processor time and memory of processes.
 //! - [`scatter`]: offsets that no readahead foresees.
 //! - `child`: this very program, started again as a server.
 //!
 //! The benchmarks are in `benches`: `cargo bench -p pagewire-study --bench read_path`,
-//! and `write_path`.
+//! `write_path`, and `mounts`.
 #![forbid(unsafe_code)]
 
 pub mod bench;
 pub mod limits;
 pub mod link;
+pub mod mount;
 pub mod scatter;
 pub mod server;
 pub mod usage;

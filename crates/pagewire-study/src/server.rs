@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use pagewire::access::serve::{Identity, Server, ServerOptions, ServerTls};
-use pagewire::address::{PeerAddress, StoreAddress};
+use pagewire::address::{FileAddress, JournalPlace, PeerAddress, StoreAddress};
 use pagewire::engine::Region;
 use pagewire::store::FileStore;
 use pagewire_sys::net::NetNamespace;
@@ -16,8 +16,10 @@ use crate::usage::Memory;
 /// The hidden argument.
 const ROLE: &str = "--pagewire-study-server";
 
-/// The argument that lets clients write.
+/// The arguments that let clients read, write, and write without a journal.
+const READ_ONLY: &str = "read-only";
 const WRITABLE: &str = "writable";
+const THROUGH: &str = "through";
 
 /// The region's name.
 const REGION: &str = "region";
@@ -28,21 +30,23 @@ pub fn serve_if_asked() {
     if let Some(arguments) = child::arguments_of(ROLE) {
         child::run(|| match arguments.as_slice() {
             [file, address, mode] => {
-                serve(Path::new(file), &address.to_string_lossy(), mode == WRITABLE, None)
+                serve(Path::new(file), &address.to_string_lossy(), &mode.to_string_lossy(), None)
             }
             [file, address, certificate, key] => {
                 let identity = Identity { certificate: certificate.into(), key: key.into() };
                 let tls = ServerTls { identity, clients: None };
-                serve(Path::new(file), &address.to_string_lossy(), false, Some(tls))
+                serve(Path::new(file), &address.to_string_lossy(), READ_ONLY, Some(tls))
             }
             _ => Err(io::ErrorKind::InvalidInput.into()),
         });
     }
 }
 
-fn serve(file: &Path, address: &str, writable: bool, tls: Option<ServerTls>) -> io::Result<()> {
+fn serve(file: &Path, address: &str, mode: &str, tls: Option<ServerTls>) -> io::Result<()> {
     let address: PeerAddress = address.parse().map_err(io::Error::other)?;
-    let store = FileStore::open(file, None, writable).map_err(io::Error::other)?;
+    let journal = if mode == THROUGH { JournalPlace::Off } else { JournalPlace::Beside };
+    let file = FileAddress { journal, ..FileAddress::new(file) };
+    let store = FileStore::at(&file, mode != READ_ONLY).map_err(io::Error::other)?;
     let region = Region::new(REGION, std::sync::Arc::new(store)).map_err(io::Error::other)?;
     let options = ServerOptions { tls, ..ServerOptions::default() };
     let server = Server::new([region], options).map_err(io::Error::other)?;
@@ -67,7 +71,7 @@ impl ServerProcess {
         host: std::net::Ipv4Addr,
         namespace: Option<&NetNamespace>,
     ) -> io::Result<Self> {
-        Self::start_as("read-only", file, host, namespace)
+        Self::start_as(READ_ONLY, file, host, namespace)
     }
 
     /// The same for clients that write.
@@ -96,6 +100,15 @@ impl ServerProcess {
             identity.key.as_ref(),
         ];
         Ok(Self { child: Child::start(ROLE, &arguments, None)? })
+    }
+
+    /// The same for clients that write through: there is no journal.
+    ///
+    /// # Errors
+    ///
+    /// As [`ServerProcess::start`].
+    pub fn start_through(file: &Path, host: std::net::Ipv4Addr) -> io::Result<Self> {
+        Self::start_as(THROUGH, file, host, None)
     }
 
     fn start_as(

@@ -101,6 +101,22 @@ impl FileMapping {
         check(unsafe { libc::msync(from.cast(), len, libc::MS_SYNC) }).map(drop)
     }
 
+    /// Loads the eight bytes at a multiple of eight, as a program does: an absent page is a fault.
+    ///
+    /// **Behind the end of a file that has shrunk, and where the file cannot be read, that is a SIGBUS**, which ends the
+    /// process; [`FileMapping::copy_out`] is an error then.
+    ///
+    /// # Panics
+    ///
+    /// Outside of the mapping, and for an offset that is no multiple of eight.
+    #[inline]
+    pub fn load_u64(&self, offset: usize) -> u64 {
+        assert!(offset.is_multiple_of(8) && offset < self.len / 8 * 8, "offset {offset} of {}", self.len);
+        // SAFETY: the offset lies in the mapping, which begins at a page, so that the address is aligned; volatile,
+        // since others may be writing.
+        unsafe { self.address.as_ptr().add(offset).cast::<u64>().read_volatile() }
+    }
+
     fn at(&self, offset: usize, len: usize) -> io::Result<*mut u8> {
         match offset.checked_add(len) {
             Some(end) if end <= self.len => Ok(self.address.as_ptr().wrapping_add(offset)),

@@ -1,6 +1,9 @@
 //! `pagewire info REGION`.
 
+use std::path::Path;
+
 use anyhow::Result;
+use pagewire::access::fuse::{Status, mount_status};
 use pagewire::address::{StoreAddress, format_size};
 use pagewire::store::{self, CacheFiles, CacheInfo, Info as StoreInfo};
 use serde::Serialize;
@@ -19,14 +22,18 @@ struct Described<'a> {
 }
 
 pub(super) fn run(args: &Info) -> Result<()> {
+    if let Some(status) = mount_status(Path::new(&args.region))? {
+        return print_status(args, &status);
+    }
     let options = args.remote.options();
-    let info = match &args.region {
+    let region: StoreAddress = args.region.parse()?;
+    let info = match &region {
         StoreAddress::Remote(region) => store::describe(region, &options)?,
         local => store::open(local, false, &options)?.info(),
     };
     let cache = args.cache.as_deref().map(CacheFiles::describe).transpose()?;
     if args.json {
-        return output::json(&Described { address: args.region.to_string(), info: &info, cache });
+        return output::json(&Described { address: region.to_string(), info: &info, cache });
     }
     let abilities = [
         (info.capabilities.stream, "stream"),
@@ -34,7 +41,7 @@ pub(super) fn run(args: &Info) -> Result<()> {
         (info.capabilities.history, "history"),
     ];
     let abilities: Vec<&str> = abilities.iter().filter(|(has, _)| *has).map(|(_, name)| *name).collect();
-    output::line(format!("region       {}", args.region))?;
+    output::line(format!("region       {region}"))?;
     output::line(format!("id           {}", info.id))?;
     output::line(format!("epoch        {}", info.epoch))?;
     output::line(format!("length       {} ({} bytes)", format_size(info.length), info.length))?;
@@ -51,6 +58,30 @@ pub(super) fn run(args: &Info) -> Result<()> {
         let (present, all) = (format_size(present_bytes), format_size(length));
         output::line(format!("cache        {present} of {all} at epoch {epoch}{of}"))?;
         output::line(format!("not pushed   {}", format_size(unpushed_bytes)))?;
+    }
+    Ok(())
+}
+
+/// How a mounted file is doing.
+fn print_status(args: &Info, status: &Status) -> Result<()> {
+    if args.json {
+        return output::json(status);
+    }
+    let access = if status.writable { "read and write" } else { "read" };
+    output::line(format!("mounted      {}", args.region))?;
+    output::line(format!("region       {}", status.region))?;
+    output::line(format!("epoch        {}", status.epoch))?;
+    output::line(format!("length       {} ({} bytes)", format_size(status.length), status.length))?;
+    output::line(format!("access       {access}, by the {}", status.path))?;
+    output::line(format!("has arrived  {}", format_size(status.cached_bytes)))?;
+    output::line(format!(
+        "  waited for {} in {} reads",
+        format_size(status.demand_bytes),
+        status.demand_reads
+    ))?;
+    output::line(format!("not flushed  {}", format_size(status.unflushed_bytes)))?;
+    if let Some(error) = &status.last_error {
+        output::line(format!("last error   {error}"))?;
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use pagewire::access::fuse::{Mount, MountOptions};
 use pagewire::address::{PeerAddress, StoreAddress};
 use pagewire::engine::Region;
-use pagewire::{ErrorKind, PullOrder, store};
+use pagewire::{ErrorKind, store};
 
 use super::Termination;
 use crate::{args, output};
@@ -54,19 +54,19 @@ fn mount(args: &args::Mount) -> Result<Mount> {
         allow_other: args.allow_other,
         ..MountOptions::default()
     };
-    options.order = match &args.pull {
-        Some(order) => order.read(options.chunk)?,
-        // What the background brings is not asked for by programs, and is in no trace.
-        None if args.trace.is_some() => PullOrder::None,
-        None => PullOrder::Sequential,
-    };
+    options.order = args::Order::or_default(args.pull.as_ref(), args.trace.is_some()).read(options.chunk)?;
     let remote = args.remote.options();
     options.push.patience = remote.patience;
     if let Ok(peer) = args.region.parse::<PeerAddress>() {
+        if args.cache.is_some() {
+            let text = "a cache is of one region: mount that alone";
+            return Err(pagewire::Error::new(ErrorKind::Usage, text).into());
+        }
         return Ok(Mount::peer(&peer, &args.path, options, &remote)?);
     }
     let address: StoreAddress = args.region.parse()?;
-    let store = store::open(&address, args.writable, &remote)?;
+    let owner = args.writable.then(store::this_process);
+    let store = store::open_cached(&address, owner.as_deref(), &remote, args.cache.as_deref())?;
     Ok(Mount::region(&Region::at(&address, store)?, &args.path, options)?)
 }
 

@@ -5,14 +5,15 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use pagewire::ErrorKind;
 use pagewire::access::uffd::{Handler, HandlerOptions, OpenRegion};
 use pagewire::address::StoreAddress;
+use pagewire::engine::trace::Trace;
 use pagewire::engine::{PullOptions, Region};
 use pagewire::store::{self, RemoteOptions};
-use pagewire::{ErrorKind, PullOrder};
 
 use super::Termination;
-use crate::args::Uffd;
+use crate::args::{Order, Uffd};
 use crate::output;
 
 /// How long a guest waits for the cache that the last one is just letting go of.
@@ -20,8 +21,11 @@ const CLOSING: Duration = Duration::from_secs(5);
 
 pub(super) fn run(args: &Uffd) -> Result<()> {
     let termination = Termination::watch()?;
-    let order = if args.no_pull { PullOrder::None } else { PullOrder::Sequential };
-    let pull = PullOptions { order, chunk: args.chunk, ..PullOptions::default() };
+    let asked = if args.no_pull { Some(&Order::None) } else { args.pull.as_ref() };
+    let order = Order::or_default(asked, args.trace.is_some()).read(args.chunk)?;
+    let trace =
+        args.trace.as_ref().map(|path| Trace::record_to(path, args.chunk).map(Arc::new)).transpose()?;
+    let pull = PullOptions { order, chunk: args.chunk, trace, ..PullOptions::default() };
     let (address, remote) = (args.region.clone(), args.remote.options());
     let open: OpenRegion = match args.cache.clone() {
         None => Arc::new(move || Region::at(&address, store::open(&address, false, &remote)?)),

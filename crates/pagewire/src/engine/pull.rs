@@ -23,6 +23,7 @@ use pagewire_core::pull::{PullOrder, Readahead};
 use super::local_copy::LocalCopy;
 use super::progress::{Counters, Progress};
 use super::region::Pin;
+use super::trace::Trace;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{CacheStore, Read, Stream, Urgency};
 use fill::Fill;
@@ -41,6 +42,9 @@ pub struct PullOptions {
     /// After how long without a byte the background pull gives up. None is never: a mapping goes on
     /// when its server comes back, however late.
     pub give_up_after: Option<Duration>,
+    /// Where to record the order in which an application needs the region. What the background pull brings before
+    /// that is not seen: a trace is best recorded without one.
+    pub trace: Option<Arc<Trace>>,
 }
 
 impl Default for PullOptions {
@@ -51,6 +55,7 @@ impl Default for PullOptions {
             readahead: 4 << 20,
             heal_interval: Duration::from_secs(1),
             give_up_after: None,
+            trace: None,
         }
     }
 }
@@ -316,6 +321,9 @@ impl Inner {
     fn fault(self: &Arc<Self>, offset: u64) -> Fault {
         self.counters.faults.fetch_add(1, Ordering::Relaxed);
         let Some(chunk) = self.geometry.chunk_at(offset) else { return Fault::Handled };
+        if let Some(trace) = &self.options.trace {
+            trace.record(ByteRange::new(offset, offset + 1));
+        }
         if self.is_there(offset) {
             return Fault::Handled;
         }

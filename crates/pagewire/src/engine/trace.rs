@@ -1,43 +1,49 @@
 //! Which bytes a program needed first, second, and so on: recorded in one run, so that the background pull of the
 //! next one brings them in that order.
 
+use std::collections::HashSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use pagewire_core::bitmap::AtomicBitSet;
-use pagewire_core::chunk::{ByteRange, ChunkIndex, ChunkSize, Geometry};
+use pagewire_core::chunk::{ByteRange, ChunkIndex, ChunkSize};
 use pagewire_core::pull::{PullOrder, Trace as Order};
 
 use crate::error::{Error, Result};
 
 /// A trace that is being recorded. It is written when it is dropped, and by [`Trace::save`].
+#[derive(Debug)]
 pub struct Trace {
     path: PathBuf,
-    geometry: Geometry,
-    seen: AtomicBitSet,
-    order: Mutex<Vec<ChunkIndex>>,
+    chunk: ChunkSize,
+    needed: Mutex<Needed>,
+}
+
+#[derive(Debug, Default)]
+struct Needed {
+    seen: HashSet<u64>,
+    order: Vec<ChunkIndex>,
 }
 
 impl Trace {
-    /// A trace of a region of `length` bytes in chunks of `chunk`, to be written to the file at `path`.
+    /// A trace in chunks of `chunk`, to be written to the file at `path`.
     ///
     /// # Errors
     ///
     /// If the file cannot be made.
-    pub fn record_to(path: &Path, length: u64, chunk: ChunkSize) -> Result<Self> {
-        let geometry = Geometry::new(length, chunk);
-        let seen = AtomicBitSet::new(geometry.chunk_count());
-        let trace = Self { path: path.into(), geometry, seen, order: Mutex::default() };
+    pub fn record_to(path: &Path, chunk: ChunkSize) -> Result<Self> {
+        let trace = Self { path: path.into(), chunk, needed: Mutex::default() };
         trace.save()?;
         Ok(trace)
     }
 
     /// A program needs `range` now.
     pub fn record(&self, range: ByteRange) {
-        for chunk in self.geometry.touching(range.clamp_to(self.geometry.length())) {
-            if self.seen.insert(chunk) {
-                self.order.lock().expect("no holder panics").push(ChunkIndex(chunk));
+        let mut needed = self.needed.lock().expect("no holder panics");
+        let size = self.chunk.bytes();
+        for chunk in range.start / size..range.end.div_ceil(size) {
+            if needed.seen.insert(chunk) {
+                needed.order.push(ChunkIndex(chunk));
             }
         }
     }
@@ -49,8 +55,8 @@ impl Trace {
     /// If it cannot be written.
     pub fn save(&self) -> Result<()> {
         let failed = |error| Error::io(format!("cannot write the trace {}", self.path.display()), &error);
-        let chunks = self.order.lock().expect("no holder panics").clone();
-        let text = Order { chunk: self.geometry.chunk_size(), chunks }.to_string();
+        let chunks = self.needed.lock().expect("no holder panics").order.clone();
+        let text = Order { chunk: self.chunk, chunks }.to_string();
         let mut new = self.path.clone().into_os_string();
         new.push(".new");
         let write = || {

@@ -22,7 +22,7 @@ mod upkeep;
 mod warm;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ use pagewire_core::pull::PullOrder;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::PushOptions;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use entries::{Entries, Entry};
 use file::RegionFile;
 use warm::{Warmers, Warming};
@@ -116,6 +116,29 @@ pub struct Status {
     pub unflushed_bytes: u64,
     /// What the last push or flush ran into, if none has succeeded since.
     pub last_error: Option<String>,
+}
+
+/// How the mounted file at `path` is doing: asks the mount, in whichever process it is. None where there is no such
+/// file, or it is none of ours.
+///
+/// # Errors
+///
+/// If the file cannot be asked.
+pub fn mount_status(path: &Path) -> Result<Option<Status>> {
+    let failed = |error| Error::io(format!("cannot ask {}", path.display()), &error);
+    match pagewire_sys::file::extended_attribute(path, filesystem::STATUS) {
+        Ok(Some(json)) => serde_json::from_slice(&json).map(Some).map_err(|error| {
+            let text = format!("{} answers what this version does not know", path.display());
+            Error::new(ErrorKind::Unsupported, text).because(error)
+        }),
+        Ok(None) => Ok(None),
+        // Nothing is there, or something that has no attributes: an address, or somebody else's file.
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::Unsupported) => {
+            Ok(None)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(None),
+        Err(error) => Err(failed(error)),
+    }
 }
 
 /// What the parts of a mount share.

@@ -271,17 +271,17 @@ impl Drop for Mount {
 
 /// Opens a region to be mounted.
 pub(super) fn open(region: &Arc<Region>, options: &MountOptions) -> Result<Arc<RegionFile>> {
-    let trace = |length| -> Result<_> {
+    let trace = || -> Result<_> {
         let path = options.trace.as_ref();
-        path.map(|path| Trace::record_to(path, length, options.chunk).map(Arc::new)).transpose()
+        path.map(|path| Trace::record_to(path, options.chunk).map(Arc::new)).transpose()
     };
     let file = if options.writable {
         let owner = options.owner.clone().unwrap_or_else(store::this_process);
         let writer = region.writer(&owner)?;
-        let trace = trace(region.info().capacity)?;
+        let trace = trace()?;
         RegionFile::writable(writer, &options.push, options.atomic, trace)?
     } else {
-        RegionFile::read_only(region.clone(), options.follow, trace(region.info().length)?)?
+        RegionFile::read_only(region.clone(), options.follow, trace()?)?
     };
     Ok(Arc::new(file))
 }

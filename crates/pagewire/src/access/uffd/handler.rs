@@ -20,7 +20,8 @@ use crate::transport::bind_unix;
 /// How a handler serves.
 #[derive(Debug, Clone, Default)]
 pub struct HandlerOptions {
-    /// How each guest's memory is pulled. For guests with huge pages the chunk is at least one.
+    /// How each guest's memory is pulled. For guests with huge pages the chunk is at least one. A trace is of what
+    /// any of them needs first.
     pub pull: PullOptions,
 }
 
