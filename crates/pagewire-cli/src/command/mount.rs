@@ -50,7 +50,7 @@ fn mount(args: &args::Mount) -> Result<Mount> {
         atomic: args.atomic,
         follow: !args.stay,
         trace: args.trace.clone(),
-        read_ahead: Some(args.read_ahead),
+        read_ahead: args.read_ahead,
         allow_other: args.allow_other,
         ..MountOptions::default()
     };

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use pagewire_study::bench::{Failure, Row, Target};
 use pagewire_study::mount::{Mode, MountProcess};
-use pagewire_study::scatter::scattered;
+use pagewire_study::scatter::split_mix;
 use pagewire_study::server::ServerProcess;
 use pagewire_sys::PAGE_SIZE;
 use pagewire_sys::file_mapping::FileMapping;
@@ -35,12 +35,20 @@ fn in_order(path: &Path, size: u64) -> Result<(u64, Duration), Failure> {
 fn touch(path: &Path, size: u64) -> Result<Duration, Failure> {
     let map = map(path, size)?;
     let pages = size / PAGE_SIZE as u64;
-    let chosen: Vec<u64> = scattered(pages).take(TOUCHED.min(pages as usize / 4)).collect();
+    let mut state = 7;
+    let mut chosen = std::collections::BTreeSet::new();
+    let mut order = Vec::new();
+    while order.len() < TOUCHED.min(pages as usize / 4) {
+        let page = split_mix(&mut state) % pages;
+        if chosen.insert(page) {
+            order.push(page);
+        }
+    }
     let start = Instant::now();
-    for page in &chosen {
+    for page in &order {
         std::hint::black_box(map.load_u64(*page as usize * PAGE_SIZE));
     }
-    Ok(start.elapsed() / chosen.len() as u32)
+    Ok(start.elapsed() / order.len() as u32)
 }
 
 pub(crate) fn run(setup: &Setup) -> Result<Vec<Row>, Failure> {

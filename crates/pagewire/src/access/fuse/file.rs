@@ -22,10 +22,13 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Completion, FlushDone, Read, STAGED, Urgency};
 
 /// From so many unflushed bytes on the mount flushes by itself, where it may.
-const FLUSH_ABOVE: u64 = 128 << 20;
+const FLUSH_ABOVE: u64 = 64 << 20;
 
 /// With so many, whoever writes waits.
 const MOST: u64 = 2 * FLUSH_ABOVE;
+
+/// From this length on a read goes the way of bulk.
+const LONG: u64 = 64 << 10;
 
 /// From so many written bytes on they are pushed at once.
 const PUSH_ABOVE: u64 = 4 << 20;
@@ -191,18 +194,21 @@ impl RegionFile {
 
     /// The same without counting it: it may be read again.
     pub(super) fn submit_read(self: &Arc<Self>, range: ByteRange, urgency: Urgency, done: ReadDone) {
+        // To a peer, the way of bulk is the faster one for what is long, whoever waits. Here it may hold up this thread.
+        let by_bulk = range.len() >= LONG && self.region.info().capabilities.stream;
+        let way = if by_bulk { Urgency::Background } else { urgency };
         match &self.access {
             Access::Read(pin) => {
                 let pin = pin.read().expect("no holder panics").clone();
                 let epoch = pin.epoch();
                 let sink = Arc::new(Answer::new(self, range, &[range], urgency, done).at_epoch(pin));
-                self.region.read(Read { ranges: vec![range], epoch, urgency, sink });
+                self.region.read(Read { ranges: vec![range], epoch, urgency: way, sink });
             }
             Access::Write(writing) => {
                 let (readable, moment) = writing.pusher.readable();
                 if range.end <= readable && !writing.unflushed.touches(range) {
                     let sink = Arc::new(Answer::new(self, range, &[range], urgency, done).staged_at(moment));
-                    return self.region.read(Read { ranges: vec![range], epoch: STAGED, urgency, sink });
+                    return self.region.read(Read { ranges: vec![range], epoch: STAGED, urgency: way, sink });
                 }
                 let mut bytes = vec![0; range.len() as usize];
                 let gaps = writing.unflushed.copy_out(range, &mut bytes);
@@ -220,7 +226,7 @@ impl RegionFile {
                 }
                 let answer = Answer::new(self, range, &gaps, urgency, done).over(bytes);
                 let sink = Arc::new(answer.staged_at(moment));
-                self.region.read(Read { ranges: gaps, epoch: STAGED, urgency, sink });
+                self.region.read(Read { ranges: gaps, epoch: STAGED, urgency: way, sink });
             }
         }
     }

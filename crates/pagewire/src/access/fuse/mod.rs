@@ -41,6 +41,10 @@ pub use session::Mount;
 /// The longest request, in bytes.
 const REQUEST: u32 = 1 << 20;
 
+/// How far the kernel reads ahead of programs, in bytes: what is best for pages here and there, and for what is read
+/// in order.
+const READ_AHEAD: (u64, u64) = (16 << 10, 2 << 20);
+
 /// How a mount behaves.
 #[derive(Debug, Clone)]
 pub struct MountOptions {
@@ -59,8 +63,8 @@ pub struct MountOptions {
     pub chunk: ChunkSize,
     /// Where to record the order in which programs need the region.
     pub trace: Option<PathBuf>,
-    /// How far the kernel reads ahead of programs, in bytes; as far as it wants to where none is given. Only root
-    /// can change it.
+    /// How far the kernel reads ahead of programs, in bytes. Where none is given: 2 MiB beside a background pull, or
+    /// where a round trip takes long; else 16 KiB, so that a page here and there costs little. Only root can change it.
     pub read_ahead: Option<u64>,
     /// How many threads take the kernel's requests.
     pub threads: usize,
@@ -82,7 +86,7 @@ impl Default for MountOptions {
             order: PullOrder::Sequential,
             chunk: ChunkSize::DEFAULT,
             trace: None,
-            read_ahead: Some(64 << 10),
+            read_ahead: None,
             threads: 2,
             allow_other: false,
             push: PushOptions { interval: Some(Duration::from_millis(500)), ..PushOptions::default() },
@@ -196,6 +200,14 @@ impl Shared {
         }
     }
 
+    /// How far the kernel reads ahead of programs, in bytes.
+    fn read_ahead(&self) -> u64 {
+        let is_pulled = !matches!(self.options.order, PullOrder::None);
+        let is_far =
+            self.entries.opened().iter().any(|(_, file)| file.region().round_trip() >= warm::LONG_WAY);
+        self.options.read_ahead.unwrap_or(if is_pulled || is_far { READ_AHEAD.1 } else { READ_AHEAD.0 })
+    }
+
     /// Begins the background pull of a file.
     fn warm(&self, entry: &Entry, file: &Arc<RegionFile>) {
         let Some(place) = self.place.get() else { return };
@@ -209,7 +221,7 @@ impl Shared {
             path: self.entries.path_of(entry).into(),
             order: self.options.order.clone(),
             chunk: self.options.chunk,
-            read_ahead: self.options.read_ahead.map(|bytes| (read_ahead, bytes)),
+            read_ahead: (read_ahead, self.read_ahead()),
         };
         if let Err(error) = self.warmers.start(warming) {
             tracing::warn!(%error, "there is no background pull");

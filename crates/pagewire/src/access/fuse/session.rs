@@ -98,7 +98,7 @@ impl Mount {
             }
         };
         let config = config(&options);
-        let (read_ahead, writable) = (options.read_ahead, options.writable);
+        let writable = options.writable;
         let shared = Arc::new(Shared { entries, options, warmers: Arc::default(), place: OnceLock::new() });
         let session =
             Session::new(MountedRegions(shared.clone()), path, &config).map_err(|error| failed(&error))?;
@@ -116,9 +116,7 @@ impl Mount {
             ended: ended.clone(),
         };
         let (id, device) = mount::mount_of(path).map_err(|error| failed(&error))?;
-        if let Some(bytes) = read_ahead
-            && let Err(error) = ReadAhead::of(device).set(bytes)
-        {
+        if let Err(error) = ReadAhead::of(device).set(shared.read_ahead()) {
             tracing::debug!(%error, "the kernel reads ahead as far as it wants to");
         }
         tracing::info!(path = %path.display(), writable, "mounted");

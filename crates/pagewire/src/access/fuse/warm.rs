@@ -31,7 +31,7 @@ use crate::error::Result;
 /// How far the kernel reads ahead of the thread, in bytes: where a round trip takes next to nothing, and where it
 /// takes long. As much again is on its way, which is enough for 10 Gbit/s at 25 ms.
 const AHEAD: (u64, u64) = (4 << 20, 16 << 20);
-const LONG_WAY: Duration = Duration::from_millis(1);
+pub(super) const LONG_WAY: Duration = Duration::from_millis(1);
 
 /// From this length on a run is a long one.
 const LONG: u64 = 1 << 20;
@@ -42,6 +42,10 @@ const STRIDE: u64 = 64 << 10;
 /// How much is asked for at once of short runs, and how much of it may be on its way.
 const STEP: u64 = 128 << 10;
 const WINDOW: u64 = 16 << 20;
+
+/// From so many bytes a second on programs are busy, and how often to look.
+const BUSY: f64 = 200e6;
+const TURN: Duration = Duration::from_millis(3);
 
 /// How long to wait before what could not be read is asked for again.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -87,7 +91,7 @@ pub(super) struct Warming {
     pub(super) order: PullOrder,
     pub(super) chunk: ChunkSize,
     /// How far the kernel reads ahead in files that programs open.
-    pub(super) read_ahead: Option<(ReadAhead, u64)>,
+    pub(super) read_ahead: (ReadAhead, u64),
 }
 
 impl Warmers {
@@ -165,15 +169,12 @@ impl Warming {
         pagewire_sys::thread::leave_descriptors()?;
         // A file that is opened now is read ahead that far; those that programs open later are not.
         let long = self.file.region().round_trip() >= LONG_WAY;
-        if let Some((read_ahead, _)) = &self.read_ahead {
-            let _may_not = read_ahead.set(if long { AHEAD.1 } else { AHEAD.0 });
-        }
+        let (read_ahead, bytes) = &self.read_ahead;
+        let _may_not = read_ahead.set(if long { AHEAD.1 } else { AHEAD.0 });
         let opened = Detached::clone_of(&self.mount)
             .and_then(|detached| detached.open(&self.path))
             .or_else(|_| File::open(join(&self.mount, &self.path)));
-        if let Some((read_ahead, bytes)) = &self.read_ahead {
-            let _may_not = read_ahead.set(*bytes);
-        }
+        let _may_not = read_ahead.set(*bytes);
         opened
     }
 
@@ -191,6 +192,7 @@ impl Warming {
 
     fn round(&self, file: &File, missing: &[ByteRange], stop: &Stop) -> std::io::Result<()> {
         let mut short = Vec::new();
+        let mut manners = Manners::new(&self.file);
         for run in missing {
             if run.len() < LONG {
                 short.push(*run);
@@ -199,6 +201,7 @@ impl Warming {
             self.ask(file, &std::mem::take(&mut short), stop)?;
             let mut byte = [0];
             for at in (run.start..run.end).step_by(STRIDE as usize) {
+                manners.wait(stop);
                 if stop.is_set() {
                     return Ok(());
                 }
@@ -232,6 +235,37 @@ impl Warming {
             } else {
                 self.file.wait_for_read(LOOK);
             }
+        }
+    }
+}
+
+/// Steps back while programs read as fast as they can: the kernel reads ahead of them, and what the background would
+/// do besides only takes their time.
+struct Manners<'a> {
+    file: &'a RegionFile,
+    looked: Instant,
+    seen: u64,
+}
+
+impl<'a> Manners<'a> {
+    fn new(file: &'a RegionFile) -> Self {
+        Self { file, looked: Instant::now(), seen: Self::demanded(file) }
+    }
+
+    fn demanded(file: &RegionFile) -> u64 {
+        file.counters.demand_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Waits until programs are not busy.
+    fn wait(&mut self, stop: &Stop) {
+        while self.looked.elapsed() >= TURN && !stop.is_set() {
+            let (now, elapsed) = (Self::demanded(self.file), self.looked.elapsed());
+            let rate = (now - self.seen) as f64 / elapsed.as_secs_f64();
+            (self.looked, self.seen) = (Instant::now(), now);
+            if rate < BUSY {
+                return;
+            }
+            stop.rest(TURN);
         }
     }
 }

@@ -38,7 +38,11 @@ impl Piece<'_> {
         let runs = runs.map_err(|error| Error::io("cannot look for holes", &error))?;
         let mut payload = 0;
         for (run, data) in runs {
-            for range in run.split(u64::from(MAX_PAYLOAD)) {
+            // Cut from where the run begins: what was asked for with one frame in mind comes in one.
+            let mut rest = run;
+            while !rest.is_empty() {
+                let range = rest.clamp_to(rest.start + u64::from(MAX_PAYLOAD));
+                rest.start = range.end;
                 let last = self.last && range.end == self.range.end;
                 if data {
                     self.send_bytes(turn, range, last)?;

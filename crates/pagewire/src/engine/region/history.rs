@@ -150,7 +150,10 @@ impl History {
     ) -> Result<()> {
         let _one = self.changing.lock().expect("no holder panics");
         let info = store.info();
-        let ranges = ByteRange::union(ranges.to_vec());
+        // More was replaced than is kept, and nobody reads an older epoch: what else is replaced before the next flush
+        // is of no use to anybody.
+        let is_needed = self.lock().can_be_given();
+        let ranges = if is_needed { ByteRange::union(ranges.to_vec()) } else { Vec::new() };
         let images = ranges
             .iter()
             .map(|range| range.clamp_to(info.length))
@@ -183,6 +186,12 @@ impl History {
 }
 
 impl State {
+    /// Whether an epoch can still be given: the newest, or one that a reader holds.
+    fn can_be_given(&self) -> bool {
+        let oldest = self.images.oldest();
+        self.version >= oldest || self.held.values().any(|held| held.version >= oldest)
+    }
+
     /// Drops the images that neither a reader nor the newest epoch needs.
     fn release_unneeded(&mut self) {
         let oldest = self.held.values().map(|held| held.version).min();
