@@ -150,22 +150,27 @@ impl History {
     ) -> Result<()> {
         let _one = self.changing.lock().expect("no holder panics");
         let info = store.info();
-        // More was replaced than is kept, and nobody reads an older epoch: what else is replaced before the next flush
-        // is of no use to anybody.
-        let is_needed = self.lock().can_be_given();
-        let ranges = if is_needed { ByteRange::union(ranges.to_vec()) } else { Vec::new() };
-        let images = ranges
-            .iter()
-            .map(|range| range.clamp_to(info.length))
-            .filter(|range| !range.is_empty())
-            .map(|range| Ok((range, Arc::from(store.read_bytes(range, info.epoch)?))))
-            .collect::<Result<Vec<(ByteRange, Arc<[u8]>)>>>()?;
-        {
+        loop {
+            // Where more was replaced than is kept, and nobody reads an older epoch, what else is replaced before the
+            // next flush is of no use to anybody.
+            let is_kept = self.lock().can_be_given();
+            let ranges = if is_kept { ByteRange::union(ranges.to_vec()) } else { Vec::new() };
+            let images = ranges
+                .iter()
+                .map(|range| range.clamp_to(info.length))
+                .filter(|range| !range.is_empty())
+                .map(|range| Ok((range, Arc::from(store.read_bytes(range, info.epoch)?))))
+                .collect::<Result<Vec<(ByteRange, Arc<[u8]>)>>>()?;
             let mut state = self.lock();
+            if !is_kept && state.can_be_given() {
+                // There was a flush in between.
+                continue;
+            }
             state.newest += 1;
             let (version, cost) = (state.newest, images.iter().map(|(range, _)| range.len()).sum());
             state.images.commit(version, images, cost);
             state.images.trim(self.bound);
+            break;
         }
         // From here on, reads of older versions take the images; those that began before must end.
         self.gate.wait();
