@@ -22,7 +22,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Completion, FlushDone, Read, STAGED, Urgency};
 
 /// From so many unflushed bytes on the mount flushes by itself, where it may.
-const FLUSH_ABOVE: u64 = 64 << 20;
+const FLUSH_ABOVE: u64 = 128 << 20;
 
 /// With so many, whoever writes waits.
 const MOST: u64 = 2 * FLUSH_ABOVE;
@@ -71,12 +71,13 @@ struct Writing {
 /// What is called with the bytes of several ranges.
 type PagesDone = Box<dyn FnOnce(Result<Vec<Vec<u8>>>) + Send>;
 
-/// What reads had to do.
+/// What reads had to do, and how much was written.
 #[derive(Default)]
 pub(super) struct Counters {
     pub(super) demand_reads: AtomicU64,
     pub(super) demand_bytes: AtomicU64,
     pub(super) background_bytes: AtomicU64,
+    pub(super) written_bytes: AtomicU64,
 }
 
 impl RegionFile {
@@ -325,6 +326,7 @@ impl RegionFile {
             Ok(writing) => writing,
             Err(error) => return done(Err(error)),
         };
+        self.counters.written_bytes.fetch_add(range.len(), Ordering::Relaxed);
         let incomplete = writing.unflushed.write(offset, bytes, self.length());
         if incomplete.is_empty() {
             return writing.wrote(done);

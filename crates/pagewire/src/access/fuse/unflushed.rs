@@ -26,7 +26,7 @@ const PAGES: u64 = 64;
 const BLOCK: u64 = PAGES * PAGE_SIZE;
 
 /// How many blocks without pages are kept: fresh memory costs more than what is copied into it.
-const SPARE: usize = 512;
+const SPARE: usize = 1024;
 
 /// Pages that were written and are not flushed.
 #[derive(Default)]

@@ -25,7 +25,7 @@ use pagewire_core::chunk::{ByteRange, ChunkSize, Geometry};
 use pagewire_core::pull::PullOrder;
 use pagewire_sys::mount::{Detached, ReadAhead};
 
-use super::file::RegionFile;
+use super::file::{Counters, RegionFile};
 use crate::error::Result;
 
 /// How far the kernel reads ahead of the thread, in bytes: where a round trip takes next to nothing, and where it
@@ -239,8 +239,8 @@ impl Warming {
     }
 }
 
-/// Steps back while programs read as fast as they can: the kernel reads ahead of them, and what the background would
-/// do besides only takes their time.
+/// Steps back while programs read or write as fast as they can: the kernel reads ahead of them, and what the background
+/// would do besides only takes their time.
 struct Manners<'a> {
     file: &'a RegionFile,
     looked: Instant,
@@ -253,7 +253,8 @@ impl<'a> Manners<'a> {
     }
 
     fn demanded(file: &RegionFile) -> u64 {
-        file.counters.demand_bytes.load(Ordering::Relaxed)
+        let Counters { demand_bytes, written_bytes, .. } = &file.counters;
+        demand_bytes.load(Ordering::Relaxed) + written_bytes.load(Ordering::Relaxed)
     }
 
     /// Waits until programs are not busy.
