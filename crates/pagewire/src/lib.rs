@@ -29,7 +29,7 @@ mod sink;
 mod transport;
 
 pub use error::{Error, ErrorKind, Result};
-pub use pagewire_core::chunk::{ByteRange, ChunkSize};
+pub use pagewire_core::chunk::{ByteRange, ChunkIndex, ChunkSize};
 pub use pagewire_core::pull::PullOrder;
 
 /// The examples of the README compile.

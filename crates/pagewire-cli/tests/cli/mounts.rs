@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::driving::{Running, pagewire, pattern, run};
+use crate::driving::{Running, pagewire, pattern, run, stdout};
 
 /// Longer than anything here may take: whatever waits as long as this hangs.
 const HANG: Duration = Duration::from_secs(20);
@@ -283,6 +283,30 @@ fn a_trace_of_one_mount_is_the_order_of_the_next() {
     assert!(std::fs::read(&place.path).unwrap() == bytes);
     let missing = run(&["mount", &place.region, "elsewhere", "--pull", "trace:/no/such/trace"]);
     assert!(String::from_utf8_lossy(&missing.stderr).contains("/no/such/trace"), "{missing:?}");
+}
+
+#[test]
+fn a_mount_fills_its_cache_and_says_how_it_is_doing() {
+    let bytes = pattern(2 << 20);
+    let place = Place::of(&bytes);
+    let (cache, path) = (place.folder.path().join("cache"), place.path.to_str().unwrap());
+    let cache = cache.to_str().unwrap();
+    for round in 0..2 {
+        let mut mounted = Mounted::start(&place.region, &place.path, &["--pull", "none", "--cache", cache]);
+        assert!(std::fs::read(&place.path).unwrap() == bytes, "round {round}");
+        let status: serde_json::Value = serde_json::from_str(&stdout(&["info", path, "--json"])).unwrap();
+        assert_eq!((status["length"].as_u64(), status["path"].as_str()), (Some(2 << 20), Some("page-cache")));
+        assert_eq!(status["demand_bytes"], 2 << 20);
+        let text = stdout(&["info", path]);
+        assert!(text.contains("access       read, by the page-cache"), "{text}");
+        mounted.signal("-TERM");
+        assert_eq!(mounted.end().code(), Some(0));
+    }
+    let described = stdout(&["info", &place.region, "--cache", cache, "--json"]);
+    let described: serde_json::Value = serde_json::from_str(&described).unwrap();
+    assert_eq!(described["cache"]["present_bytes"], 2 << 20);
+    let refused = run(&["mount", &place.server.address, path, "--cache", cache]);
+    assert_eq!(refused.status.code(), Some(2), "{refused:?}");
 }
 
 /// What was committed is there, whatever is killed between transactions.

@@ -154,3 +154,32 @@ fn without_the_right_to_serve_the_kernel_pages_are_to_be_there_before_a_system_c
     target.write_all(&mapping).unwrap();
     assert_eq!(target.metadata().unwrap().len(), 300_000);
 }
+
+#[test]
+fn a_trace_of_one_mapping_is_the_order_of_the_next() {
+    use pagewire::engine::trace::{Trace, recorded};
+    if !support::has_userfaultfd() {
+        return;
+    }
+    let bytes = pattern(20 * 4096);
+    let (_server, address, _file) = serve(&bytes);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("trace");
+    let mut options = options(PullOrder::None, 4096);
+    options.pull.readahead = 0;
+    options.pull.trace = Some(std::sync::Arc::new(Trace::record_to(&path, options.pull.chunk).unwrap()));
+    let mapping = Mapping::open(&address, &options).unwrap();
+    for page in [7, 3, 7, 19] {
+        assert_eq!(mapping[page * 4096], bytes[page * 4096]);
+    }
+    options.pull.trace.take().unwrap().save().unwrap();
+    drop(mapping);
+    let order = recorded(&path, options.pull.chunk).unwrap();
+    let expected = [7, 3, 19].map(pagewire::ChunkIndex);
+    assert_eq!(order, PullOrder::List(expected.into()));
+    let mapping =
+        Mapping::open(&address, &MapOptions { pull: PullOptions { order, ..options.pull }, ..options })
+            .unwrap();
+    mapping.wait().unwrap();
+    assert!(*mapping == bytes);
+}
