@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
-use pagewire::ChunkSize;
 use pagewire::address::{PeerAddress, StoreAddress, parse_size};
 use pagewire::store::{ClientTls, RemoteOptions};
+use pagewire::{Algorithm, ChunkSize};
 
 /// Makes memory of one host usable on another: at once, while it streams in behind.
 #[derive(Debug, Parser)]
@@ -158,12 +158,15 @@ pub(crate) struct Info {
 /// Copy a whole region
 ///
 /// A file is replaced as a whole when everything has arrived, and a region of a peer gets all of it as
-/// one epoch: a copy that was interrupted leaves what was there before.
+/// one epoch: a copy that was interrupted leaves what was there before. With --delta, what is there already does not
+/// move: both sides are compared by hashes, page by page.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "\
 Examples:
   pagewire copy pw://10.0.0.7:7070/model file:/var/lib/model.bin
   pagewire copy file:model.bin pw://10.0.0.7:7070/model
+  pagewire copy file:model-2.bin pw://10.0.0.7:7070/model --delta
+  pagewire copy pw://10.0.0.7:7070/model file:/var/lib/model.bin --resume
   pagewire copy pw+tls://db.example:7070/db file:db --tls-ca ca.pem --tls-cert me.pem --tls-key me.key")]
 pub(crate) struct Copy {
     /// The region to copy
@@ -171,6 +174,20 @@ pub(crate) struct Copy {
 
     /// Where to
     pub(crate) to: StoreAddress,
+
+    /// Move only the pages that differ from what is there: a file is changed where it is, all or nothing by its journal
+    #[arg(long)]
+    pub(crate) delta: bool,
+
+    /// Go on where a copy was interrupted, and keep what has arrived if this one is, too. Of a region of a peer, what has
+    /// arrived is flushed now and then: it is a mix of old and new until the end
+    #[arg(long)]
+    pub(crate) resume: bool,
+
+    /// How pages are compared: xxh3 is as fast as memory, blake3 withstands pages that somebody has made to have the
+    /// same hash; auto is blake3 where pw+tls:// is involved
+    #[arg(long, value_name = "ALGORITHM", default_value = "auto", value_parser = parse_hash)]
+    pub(crate) hash: HashChoice,
 
     /// Print one JSON object when it is done
     #[arg(long)]
@@ -308,6 +325,34 @@ impl Order {
             Order::Sequential => Ok(pagewire::PullOrder::Sequential),
             Order::Trace(path) => pagewire::engine::trace::recorded(path, chunk),
         }
+    }
+}
+
+/// How pages are compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum HashChoice {
+    Auto,
+    Of(Algorithm),
+}
+
+impl HashChoice {
+    /// The algorithm for a comparison of these two.
+    pub(crate) fn between(self, one: &StoreAddress, other: &StoreAddress) -> Algorithm {
+        let is_tls = |address: &StoreAddress| matches!(address, StoreAddress::Remote(region) if matches!(region.peer, PeerAddress::Tls(_)));
+        match self {
+            HashChoice::Of(algorithm) => algorithm,
+            HashChoice::Auto if is_tls(one) || is_tls(other) => Algorithm::Blake3,
+            HashChoice::Auto => Algorithm::Xxh3,
+        }
+    }
+}
+
+fn parse_hash(text: &str) -> Result<HashChoice, String> {
+    match text {
+        "auto" => Ok(HashChoice::Auto),
+        "xxh3" => Ok(HashChoice::Of(Algorithm::Xxh3)),
+        "blake3" => Ok(HashChoice::Of(Algorithm::Blake3)),
+        _ => Err("write auto, xxh3, or blake3".into()),
     }
 }
 

@@ -86,13 +86,18 @@ impl Bar {
         Self(Some(bar))
     }
 
-    /// Moves the bar.
-    pub(crate) fn show(&self, progress: &Progress) {
+    /// Moves the bar to so many bytes.
+    pub(crate) fn show(&self, bytes: u64) {
         if let Self(Some(bar)) = self {
-            // By chunks: the last one may be short, and bytes may come twice.
-            let share = progress.chunks_present as f64 / progress.chunks.max(1) as f64;
-            bar.set_position((share * progress.length as f64) as u64);
+            bar.set_position(bytes);
         }
+    }
+
+    /// Moves the bar to where a pull is.
+    pub(crate) fn follow(&self, progress: &Progress) {
+        // By chunks: the last one may be short, and bytes may come twice.
+        let share = progress.chunks_present as f64 / progress.chunks.max(1) as f64;
+        self.show((share * progress.length as f64) as u64);
     }
 }
 

@@ -12,12 +12,14 @@
 //! | [`journal`] | how a file keeps what was flushed and is not in place yet, as bytes |
 //! | [`cache`] | how a persistent local copy is kept in files, as bytes |
 //! | [`epoch`] | which old bytes a reader of a past epoch still sees |
+//! | [`delta`] | in which pages two regions differ, by hashes in a tree |
 //! | [`wire`] | what two processes say to each other, as bytes |
 #![forbid(unsafe_code)]
 
 pub mod bitmap;
 pub mod cache;
 pub mod chunk;
+pub mod delta;
 pub mod epoch;
 pub mod journal;
 pub mod pull;

@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use pagewire::address::{FileAddress, JournalPlace, StoreAddress, format_size};
-use pagewire::engine::copy::{CopyOptions, copy};
-use pagewire::engine::{Progress, Region};
+use pagewire::engine::Region;
+use pagewire::engine::copy::{CopyOptions, DeltaOptions, DeltaProgress, copy, copy_delta};
 use pagewire::store::{self, FileStore, RemoteOptions, Store};
 use serde::Serialize;
 
@@ -18,6 +18,9 @@ use crate::output::{self, Bar};
 /// The half copy that is to go when the process is told to end.
 static PART: Mutex<Option<PathBuf>> = Mutex::new(None);
 
+/// How much may arrive before a copy that is to be resumed has it flushed, in bytes.
+const CHECKPOINT: u64 = 256 << 20;
+
 /// What is printed as JSON.
 #[derive(Serialize)]
 struct Copied {
@@ -26,6 +29,16 @@ struct Copied {
     bytes: u64,
     seconds: f64,
     bytes_per_second: f64,
+    /// What went over the network for both sides: frames, without what TLS and the network add.
+    sent_bytes: u64,
+    received_bytes: u64,
+    /// What was compared, and what differed, where the two were compared.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    compared_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    moved_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cleared_bytes: Option<u64>,
 }
 
 pub(super) fn run(args: &Copy, quiet: bool) -> Result<()> {
@@ -39,23 +52,54 @@ pub(super) fn run(args: &Copy, quiet: bool) -> Result<()> {
     let started = Instant::now();
     let source = store::open(&args.from, false, &remote)?;
     let region = Region::at(&args.from, source)?;
-    let target = Target::open(&args.to, region.info().length, &remote)?;
-    let options =
-        CopyOptions { target_is_zero: target.is_zero, patience: remote.patience, ..CopyOptions::default() };
+    let target = Target::open(args, region.info().length, &remote)?;
     let bar = Bar::new(region.info().length, quiet);
-    let copied = copy(&region, &target.store, &options, |progress: &Progress| bar.show(progress));
+    let copied = match target.compared {
+        true => {
+            let algorithm = args.hash.between(&args.from, &args.to);
+            let checkpoint = (args.resume && target.replace.is_none()).then_some(CHECKPOINT);
+            let options =
+                DeltaOptions { algorithm, checkpoint, patience: remote.patience, ..DeltaOptions::default() };
+            let show = |progress: &DeltaProgress| bar.show(progress.compared);
+            copy_delta(&region, &target.store, &options, show).map(|done| (done.length, Some(done)))
+        }
+        false => {
+            let (target_is_zero, patience) = (target.is_zero, remote.patience);
+            let options = CopyOptions { target_is_zero, patience, ..CopyOptions::default() };
+            copy(&region, &target.store, &options, |progress| bar.follow(progress))
+                .map(|done| (done.length, None))
+        }
+    };
     drop(bar);
-    let length = copied.with_context(|| format!("cannot copy {} to {}", args.from, args.to))?.length;
+    let (length, delta) = copied.with_context(|| format!("cannot copy {} to {}", args.from, args.to))?;
+    let (one, other) = (region.traffic(), target.store.traffic());
+    let (sent_bytes, received_bytes) = (one.sent + other.sent, one.received + other.received);
     target.finish()?;
     let seconds = started.elapsed().as_secs_f64();
     let rate = length as f64 / seconds;
     if args.json {
-        let (from, to) = (args.from.to_string(), args.to.to_string());
-        return output::json(&Copied { from, to, bytes: length, seconds, bytes_per_second: rate });
+        return output::json(&Copied {
+            from: args.from.to_string(),
+            to: args.to.to_string(),
+            bytes: length,
+            seconds,
+            bytes_per_second: rate,
+            sent_bytes,
+            received_bytes,
+            compared_bytes: delta.map(|delta| delta.compared),
+            moved_bytes: delta.map(|delta| delta.moved),
+            cleared_bytes: delta.map(|delta| delta.cleared),
+        });
     }
     if !quiet {
         let (size, rate) = (format_size(length), format_size(rate as u64));
-        output::line(format!("copied {size} in {seconds:.2} s ({rate}/s)"))?;
+        output::line(match delta {
+            None => format!("copied {size} in {seconds:.2} s ({rate}/s)"),
+            Some(delta) => {
+                let (moved, wire) = (format_size(delta.moved), format_size(sent_bytes + received_bytes));
+                format!("compared {size} and moved {moved} in {seconds:.2} s ({wire} on the wire)")
+            }
+        })?;
     }
     Ok(())
 }
@@ -64,6 +108,8 @@ pub(super) fn run(args: &Copy, quiet: bool) -> Result<()> {
 struct Target {
     store: Arc<dyn Store>,
     is_zero: bool,
+    /// Whether something is there that may be like the source.
+    compared: bool,
     replace: Option<Replace>,
 }
 
@@ -72,33 +118,37 @@ struct Replace {
     path: PathBuf,
     /// What is replaced, held so that nobody else serves it meanwhile.
     _old: Option<FileStore>,
+    /// Whether a half copy is kept, to go on from.
+    kept: bool,
 }
 
 impl Target {
-    fn open(address: &StoreAddress, length: u64, remote: &RemoteOptions) -> Result<Self> {
+    fn open(args: &Copy, length: u64, remote: &RemoteOptions) -> Result<Self> {
+        let address = &args.to;
         match address {
             StoreAddress::Memory { .. } | StoreAddress::Remote(_) => {
                 let store = store::open(address, true, remote)?;
                 let is_zero = matches!(address, StoreAddress::Memory { .. });
-                Ok(Self { store, is_zero, replace: None })
+                Ok(Self { store, is_zero, compared: args.delta || args.resume, replace: None })
             }
             StoreAddress::File(file) => {
                 if let Some(size) = file.size.filter(|size| *size != length) {
                     let text = format!("{length} bytes do not go into a file of {size} bytes");
                     return Err(pagewire::Error::new(pagewire::ErrorKind::Usage, text).into());
                 }
-                Self::open_file(&FileAddress { size: None, ..file.clone() }, length)
+                Self::open_file(&FileAddress { size: None, ..file.clone() }, length, args)
             }
         }
     }
 
-    fn open_file(address: &FileAddress, length: u64) -> Result<Self> {
+    fn open_file(address: &FileAddress, length: u64, args: &Copy) -> Result<Self> {
         let path = &address.path;
         let old = fs::metadata(path).ok();
-        if old.as_ref().is_some_and(|old| !old.is_file()) {
-            // A block device is filled where it is.
-            let store = Arc::new(FileStore::at(address, true)?);
-            return Ok(Self { store, is_zero: false, replace: None });
+        if old.as_ref().is_some_and(|old| args.delta || !old.is_file()) {
+            // A block device is filled where it is, and so is what differs in little.
+            let capacity = Some(address.capacity.unwrap_or(0).max(length));
+            let store = Arc::new(FileStore::at(&FileAddress { capacity, ..address.clone() }, true)?);
+            return Ok(Self { store, is_zero: false, compared: args.delta || args.resume, replace: None });
         }
         let held = old.as_ref().map(|_| FileStore::at(address, true)).transpose()?;
         // A link is followed, so that it stays a link.
@@ -108,18 +158,25 @@ impl Target {
         let part = PathBuf::from(part);
         // It is all or nothing by its name.
         let made = FileAddress { journal: JournalPlace::Off, ..FileAddress::new(&part) };
-        // What an earlier copy left is of no use, but one that is still at work holds it.
-        if part.exists() {
+        let goes_on = args.resume && part.exists();
+        // What an earlier copy left is of no use otherwise, but one that is still at work holds it.
+        if !goes_on && part.exists() {
             drop(FileStore::at(&made, true)?);
             fs::remove_file(&part).with_context(|| format!("cannot remove {}", part.display()))?;
         }
-        *PART.lock().expect("no holder panics") = Some(part.clone());
-        let store = Arc::new(FileStore::at(&FileAddress { size: Some(length), ..made }, true)?);
-        let replace = Replace { part, path, _old: held };
+        if !args.resume {
+            *PART.lock().expect("no holder panics") = Some(part.clone());
+        }
+        let made = match goes_on {
+            true => FileAddress { capacity: Some(length), ..made },
+            false => FileAddress { size: Some(length), ..made },
+        };
+        let store = Arc::new(FileStore::at(&made, true)?);
+        let replace = Replace { part, path, _old: held, kept: args.resume };
         if let Some(old) = old {
             fs::set_permissions(&replace.part, old.permissions())?;
         }
-        Ok(Self { store, is_zero: true, replace: Some(replace) })
+        Ok(Self { store, is_zero: !goes_on, compared: goes_on, replace: Some(replace) })
     }
 
     /// Everything has arrived and was flushed: the file takes its place.
@@ -137,7 +194,7 @@ impl Target {
 
 impl Drop for Target {
     fn drop(&mut self) {
-        if let Some(replace) = &self.replace {
+        if let Some(replace) = self.replace.as_ref().filter(|replace| !replace.kept) {
             // Half a copy is of no use; if it cannot be removed, the next copy does.
             let _ = fs::remove_file(&replace.part);
         }

@@ -127,7 +127,7 @@ pub(super) fn run(args: &Demo, quiet: bool) -> Result<()> {
     let started = Instant::now();
     let mapping = Mapping::open_with(&address, &MapOptions::default(), &remote)?;
     let bar = Bar::new(length, quiet || args.json);
-    mapping.updates(Duration::from_millis(50)).for_each(|progress| bar.show(&progress));
+    mapping.updates(Duration::from_millis(50)).for_each(|progress| bar.follow(&progress));
     drop(bar);
     let done = mapping.wait()?;
     let complete_seconds = started.elapsed().as_secs_f64();

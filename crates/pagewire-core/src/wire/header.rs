@@ -85,7 +85,7 @@ frame_types! {
     DISCARD = 0x0014;
     /// Reserved: what changed since an epoch, now and from now on.
     SUBSCRIBE = 0x0015;
-    /// Reserved: hashes of a region as a tree.
+    /// Hashes of a region.
     TREE = 0x0016;
     /// Reserved: control of a migration.
     MIGRATE = 0x0017;
@@ -112,6 +112,8 @@ frame_types! {
     FLUSHED = 0x100a;
     /// The answer to [`FrameType::CHANGES`].
     CHANGED = 0x100b;
+    /// The answer to [`FrameType::TREE`].
+    NODES = 0x100c;
     /// The answer to a request that failed.
     ERROR = 0x1fff;
 

@@ -10,7 +10,7 @@ pub use error::{RemoteError, RemoteErrorKind};
 pub use hello::{Hello, HelloReply, MAGIC, Role};
 pub use notification::Notification;
 pub use reply::{Leased, ListReply, RegionInfo, Reply};
-pub use request::{OpenMode, Request};
+pub use request::{OpenMode, Request, TreeRequest};
 
 use super::{FrameType, HEADER_LEN, Header};
 

@@ -18,6 +18,7 @@
 //! | --- | --- |
 //! | 1 | the first: reading |
 //! | 2 | writing, and word of newer epochs, in types that version 1 had reserved |
+//! | 3 | hashes of regions, so that those that are alike need not travel |
 
 pub mod data;
 pub mod header;
@@ -31,12 +32,12 @@ pub use data::{DataHeader, Encoding, Trailer};
 pub use header::{Class, FrameType, HEADER_LEN, Header};
 pub use message::{
     Hello, HelloReply, Leased, ListReply, Notification, OpenMode, RegionInfo, RemoteError, RemoteErrorKind,
-    Reply, Request, Role,
+    Reply, Request, Role, TreeRequest,
 };
 pub use write::WriteHeader;
 
 /// The newest version of the protocol that this codec speaks.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 
 /// The oldest version of the protocol that this codec still speaks.
 pub const OLDEST_VERSION: u16 = 1;
@@ -50,6 +51,9 @@ pub const MAX_OWNER: usize = 128;
 /// The most ranges that one request or notification may carry. A longer order is sent as several
 /// streams, one after another.
 pub const MAX_RANGES: usize = 32 * 1024;
+
+/// The most hashes that one reply may carry: as many as fit in [`MAX_MESSAGE`].
+pub const MAX_NODES: usize = 32 * 1024;
 
 /// The longest body of a frame that is not [`data`], in bytes: [`MAX_RANGES`] ranges and some room.
 pub const MAX_MESSAGE: u32 = 16 * MAX_RANGES as u32 + 4096;

@@ -1,10 +1,16 @@
-//! Moving a whole region from one store to another: a pull whose local copy is the other store.
+//! Moving a whole region from one store to another: a pull whose local copy is the other store; or, where the other
+//! store holds something like it already, what differs alone ([`delta`]).
+
+mod delta;
+mod flight;
 
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use pagewire_core::chunk::{ByteRange, ChunkSize};
 use pagewire_core::pull::PullOrder;
+
+pub use delta::{DeltaOptions, DeltaProgress, copy_delta};
 
 use super::local_copy::LocalCopy;
 use super::progress::Progress;

@@ -6,9 +6,11 @@
 //! - [`push`]: writes a local copy back: in the background, and at a flush.
 //! - [`progress`]: counters of a pull that a caller can read and wait for.
 //! - [`trace`]: the order in which a program needed a region.
+//! - [`hash`]: hashes of a region, for those who compare it with another.
 //! - [`copy`]: moves a whole region from one store to another.
 
 pub mod copy;
+pub mod hash;
 pub mod local_copy;
 pub mod progress;
 pub mod pull;

@@ -18,7 +18,9 @@ use pagewire_core::chunk::ByteRange;
 
 use crate::address::{StoreAddress, check_name};
 use crate::error::Result;
-use crate::store::{CacheStore, Info, Lent, Read, STAGED, Store, Stream, StreamRequest};
+use crate::store::{
+    CacheStore, HashRequest, Info, Lent, Read, STAGED, Store, Stream, StreamRequest, Traffic,
+};
 use history::History;
 use lease::Lease;
 
@@ -160,6 +162,26 @@ impl Region {
             Some(history) => history.read(&*self.store, read),
             None => self.store.read(read),
         }
+    }
+
+    /// Whether [`Region::submit_hash`] gives hashes without the bytes coming here.
+    pub fn can_hash(&self) -> bool {
+        self.history.is_none() && self.store.info().capabilities.hash
+    }
+
+    /// Whether the store can stream, since it is another process.
+    pub(crate) fn can_stream(&self) -> bool {
+        self.store.info().capabilities.stream
+    }
+
+    /// Submits a request for hashes to the store, where that [can hash](Region::can_hash).
+    pub fn submit_hash(&self, hash: HashRequest) {
+        self.store.hash(hash);
+    }
+
+    /// How many bytes have gone over the network for the region.
+    pub fn traffic(&self) -> Traffic {
+        self.store.traffic()
     }
 
     /// The newest epoch that is known of here: that of the store, or one that a peer has told of.

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 use pagewire_core::chunk::ByteRange;
-use pagewire_core::wire::Reply;
+use pagewire_core::wire::{Reply, TreeRequest};
 
 use super::flow::Flow;
 use crate::error::{Error, ErrorKind, Result};
@@ -31,6 +31,8 @@ pub(crate) enum Ask {
         /// How much may be in flight.
         flow: Flow,
     },
+    /// Hashes, by one reply. The same on whichever connection, but for the handle.
+    Tree(TreeRequest),
     /// A request that one reply ends. It is not asked again either.
     Control,
 }
@@ -73,11 +75,11 @@ impl Call {
     pub(crate) fn new(ask: Ask, answer: Answer, deadline: Option<Instant>) -> Self {
         let missing = match &ask {
             Ask::Read { ranges, .. } => ranges.iter().copied().collect(),
-            Ask::Stream { .. } | Ask::Control => VecDeque::new(),
+            Ask::Stream { .. } | Ask::Tree(_) | Ask::Control => VecDeque::new(),
         };
         let total = match &ask {
             Ask::Read { .. } => Some(ByteRange::total(&missing)),
-            Ask::Stream { .. } | Ask::Control => None,
+            Ask::Stream { .. } | Ask::Tree(_) | Ask::Control => None,
         };
         let state = State { delivering: 0, missing, received: 0, total, outcome: None, told: false };
         Self { ask, deadline, answer, state: Mutex::new(state) }
@@ -108,7 +110,7 @@ impl Call {
                     }
                     take(&mut state.missing, range)
                 }
-                Ask::Stream { .. } | Ask::Control => vec![range],
+                Ask::Stream { .. } | Ask::Tree(_) | Ask::Control => vec![range],
             };
             if new.is_empty() {
                 return Ok(false);

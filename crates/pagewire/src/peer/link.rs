@@ -1,7 +1,7 @@
 //! One connection of a session: its handshake, and what is received on it until it is lost.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use pagewire_core::wire::{
@@ -13,7 +13,7 @@ use super::frame::{FrameError, FrameReader};
 use super::{AGENT, SessionOptions};
 use crate::address::PeerAddress;
 use crate::error::{Error, ErrorKind, Result};
-use crate::transport::{Connection, refused};
+use crate::transport::{Connection, Meter, refused};
 
 /// A primary connection's answers are a chunk and its header at most times; one system call is to
 /// fetch them whole.
@@ -84,9 +84,10 @@ pub(super) fn greet(
     generation: u64,
     open: Option<&Request>,
     options: &SessionOptions,
+    meter: &Arc<Meter>,
 ) -> Result<(Greeting, Option<Opened>)> {
     let patience = options.connect_timeout;
-    let connection = Connection::connect(peer, &options.tls, patience)?;
+    let connection = Connection::connect(peer, &options.tls, patience)?.with_meter(meter);
     let failed = |error: FrameError| match error {
         FrameError::Io(error) => refused(peer, &error),
         FrameError::Malformed(error) => Error::from(error).context(peer),
@@ -154,7 +155,8 @@ fn expect_reply(reader: &mut FrameReader, connection: &Connection, id: u64) -> R
 ///
 /// As connecting; whatever the peer answers.
 pub(crate) fn ask(peer: &PeerAddress, request: &Request, options: &SessionOptions) -> Result<Reply> {
-    let (mut greeting, _) = greet(peer, Role::Primary, super::random_id(), 0, None, options)?;
+    let (mut greeting, _) =
+        greet(peer, Role::Primary, super::random_id(), 0, None, options, &Arc::default())?;
     let (connection, patience) = (&greeting.link.connection, options.connect_timeout);
     let failed = |error| refused(peer, &error);
     connection.set_timeouts(Some(patience), Some(patience)).map_err(failed)?;

@@ -20,7 +20,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak, mpsc};
 use std::time::{Duration, Instant};
 
 use pagewire_core::chunk::ByteRange;
-use pagewire_core::wire::{InstanceId, Notification, RegionInfo, Reply, Request, SessionToken};
+use pagewire_core::delta::Node;
+use pagewire_core::wire::{InstanceId, Notification, RegionInfo, Reply, Request, SessionToken, TreeRequest};
 
 use super::call::{Answer, Ask, Call, ReplyTo};
 use super::flow::Flow;
@@ -28,7 +29,7 @@ use super::link::Link;
 use crate::address::RegionAddress;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sink::Sink;
-use crate::transport::{ClientTls, lost};
+use crate::transport::{ClientTls, Meter, lost};
 use write::Lease;
 pub(crate) use write::Written;
 
@@ -88,6 +89,8 @@ struct Shared {
     calls: Mutex<HashMap<u64, Arc<Entry>>>,
     state: Mutex<State>,
     changed: Condvar,
+    /// The bytes of all connections, also of those that are lost.
+    meter: Arc<Meter>,
 }
 
 struct Entry {
@@ -152,6 +155,7 @@ impl Session {
                 granularity: 0,
                 read_only: true,
                 commit: false,
+                hash: false,
             },
             newest: 0,
             moves_on: false,
@@ -167,6 +171,7 @@ impl Session {
             calls: Mutex::default(),
             state: Mutex::new(state),
             changed: Condvar::new(),
+            meter: Arc::default(),
         });
         // Made first, so that threads that are already connecting end when it is dropped.
         let session = Self { shared: shared.clone() };
@@ -194,11 +199,35 @@ impl Session {
         self.shared.lock().round_trip
     }
 
+    /// How many bytes have gone out, and how many have come in.
+    pub(crate) fn traffic(&self) -> (u64, u64) {
+        self.shared.meter.bytes()
+    }
+
     /// Reads `ranges`, over whatever happens to the connections.
     pub(crate) fn read(&self, ranges: Vec<ByteRange>, epoch: u64, lane: Lane, sink: Arc<dyn Sink>) {
         let deadline = Some(Instant::now() + self.shared.options.patience);
         let call = Call::new(Ask::Read { ranges, epoch }, Answer::Sink(sink), deadline);
         self.shared.submit(call, lane);
+    }
+
+    /// Asks for hashes, over whatever happens to the connections; the request's handle is the session's own.
+    pub(crate) fn tree(&self, tree: TreeRequest, done: impl FnOnce(Result<Vec<Node>>) + Send + 'static) {
+        let deadline = Some(Instant::now() + self.shared.options.patience);
+        let asked = tree.nodes();
+        let reply: ReplyTo = Box::new(move |reply| {
+            done(match reply {
+                Ok(Reply::Nodes(nodes)) if nodes.len() as u64 == asked => Ok(nodes),
+                Ok(Reply::Nodes(nodes)) => {
+                    let text = format!("{} hashes answer a request for {asked}", nodes.len());
+                    Err(Error::new(ErrorKind::Protocol, text))
+                }
+                Ok(_) => Err(unexpected("TREE")),
+                Err(error) => Err(error),
+            });
+        });
+        let call = Call::new(Ask::Tree(tree), Answer::Reply(Mutex::new(Some(reply))), deadline);
+        self.shared.submit(call, Lane::Bulk);
     }
 
     /// Begins a stream.
@@ -421,12 +450,16 @@ impl Shared {
         }
     }
 
-    /// Sends a read on a link of its lane, unless it is under way on one, or there is none now.
+    /// Sends what may be asked again on a link of its lane, unless it is under way on one, or there is none now.
     fn send(&self, id: u64, entry: &Entry) {
-        let Ask::Read { epoch, .. } = &entry.call.ask else { return };
+        let epoch = match &entry.call.ask {
+            Ask::Read { epoch, .. } => *epoch,
+            Ask::Tree(tree) => tree.epoch,
+            Ask::Stream { .. } | Ask::Control => return,
+        };
         let (link, handle, epoch) = {
             let mut state = self.lock();
-            (state.link(entry.lane), state.handle, state.epoch_of(*epoch))
+            (state.link(entry.lane), state.handle, state.epoch_of(epoch))
         };
         let Some(link) = link else { return };
         {
@@ -435,6 +468,10 @@ impl Shared {
                 return;
             }
             *sent_on = Arc::downgrade(&link);
+        }
+        if let Ask::Tree(tree) = &entry.call.ask {
+            let tree = TreeRequest { handle, epoch, ..tree.clone() };
+            return link.send(|out| Request::Tree(tree).encode(id, out));
         }
         let ranges = entry.call.missing();
         if !ranges.is_empty() {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pagewire_core::chunk::ByteRange;
+use pagewire_core::delta::{Node, Scheme};
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -136,6 +137,17 @@ pub trait Store: Send + Sync {
         Err(unsupported("stream from"))
     }
 
+    /// Capability `hash`: submits a request for hashes of the region, which come without its bytes. For other stores
+    /// [`engine::hash`](crate::engine::hash) computes them.
+    fn hash(&self, hash: HashRequest) {
+        (hash.done)(Err(unsupported("ask for hashes of")));
+    }
+
+    /// How many bytes have gone out and come in over the network for it; none where there is no network.
+    fn traffic(&self) -> Traffic {
+        Traffic::default()
+    }
+
     /// How long the shortest answer is on its way: nothing where the bytes are on this host.
     fn round_trip(&self) -> Duration {
         Duration::ZERO
@@ -226,6 +238,8 @@ pub struct Capabilities {
     pub history: bool,
     /// Flushes are all or nothing: see [`Store`].
     pub commit: bool,
+    /// [`Store::hash`].
+    pub hash: bool,
 }
 
 /// A file that holds a region's bytes, each at its own offset.
@@ -254,6 +268,33 @@ pub struct Read {
     pub urgency: Urgency,
     /// Where the answer goes.
     pub sink: Arc<dyn Sink>,
+}
+
+/// A request for hashes.
+pub struct HashRequest {
+    /// The epoch that they are to be of, or [`STAGED`]. Of what is staged, answers to requests of the same scheme may
+    /// tell what it was when the first of them was made.
+    pub epoch: u64,
+    /// How they are made.
+    pub scheme: Scheme,
+    /// What is behind this many bytes counts as zeroes.
+    pub length: u64,
+    /// The level of the nodes.
+    pub level: u8,
+    /// The bytes that the nodes stand for: in order, apart from each other, from node to node. They may pass the
+    /// region's end.
+    pub ranges: Vec<ByteRange>,
+    /// What is called with the nodes of each range, one range after the other.
+    pub done: Box<dyn FnOnce(Result<Vec<Node>>) + Send>,
+}
+
+/// Bytes on a network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Traffic {
+    /// How many have gone out.
+    pub sent: u64,
+    /// How many have come in.
+    pub received: u64,
 }
 
 /// A stream request.

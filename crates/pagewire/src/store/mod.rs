@@ -30,8 +30,8 @@ pub use blocking::Blocking;
 pub(crate) use blocking::wait;
 pub use cache::{CacheFiles, CacheInfo, CacheProgress, CacheStore, open_cached};
 pub use contract::{
-    Capabilities, Completion, Flush, FlushDone, Info, Lent, Read, STAGED, Stage, Store, Stream,
-    StreamRequest, Urgency,
+    Capabilities, Completion, Flush, FlushDone, HashRequest, Info, Lent, Read, STAGED, Stage, Store, Stream,
+    StreamRequest, Traffic, Urgency,
 };
 pub(crate) use contract::{given_up, stale, too_long};
 pub use file::{FileOptions, FileStore};

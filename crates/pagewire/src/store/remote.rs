@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pagewire_core::chunk::ByteRange;
-use pagewire_core::wire::{ListReply, RegionInfo, Reply, Request};
+use pagewire_core::wire::{ListReply, RegionInfo, Reply, Request, TreeRequest};
 use uuid::Uuid;
 
 use super::{
-    Capabilities, Completion, Flush, Info, Read, Sink, Stage, Store, Stream, StreamRequest, Urgency,
+    Capabilities, Completion, Flush, HashRequest, Info, Read, Sink, Stage, Store, Stream, StreamRequest,
+    Traffic, Urgency,
 };
 use crate::address::{PeerAddress, RegionAddress};
 use crate::error::{Error, ErrorKind, Result};
@@ -124,7 +125,13 @@ pub(crate) fn info_from_wire(info: &RegionInfo) -> Info {
         capacity: info.capacity,
         granularity: info.granularity,
         writable: !info.read_only,
-        capabilities: Capabilities { lend: false, stream: true, history: true, commit: info.commit },
+        capabilities: Capabilities {
+            lend: false,
+            stream: true,
+            history: true,
+            commit: info.commit,
+            hash: info.hash,
+        },
     }
 }
 
@@ -242,6 +249,22 @@ impl Store for RemoteStore {
         Ok(Box::new(self.session.stream(&stream.ranges, stream.epoch, stream.sink)?))
     }
 
+    fn hash(&self, hash: HashRequest) {
+        let HashRequest { epoch, scheme, length, level, ranges, done } = hash;
+        let pieces = trees::pieces(ranges, level);
+        let joined = trees::Joined::new(pieces.len(), done);
+        for (index, ranges) in pieces.into_iter().enumerate() {
+            let joined = joined.clone();
+            let tree = TreeRequest { handle: 0, epoch, scheme, length, level, ranges };
+            self.session.tree(tree, move |result| joined.done(index, result));
+        }
+    }
+
+    fn traffic(&self) -> Traffic {
+        let (sent, received) = self.session.traffic();
+        Traffic { sent, received }
+    }
+
     fn round_trip(&self) -> Duration {
         self.session.round_trip()
     }
@@ -264,3 +287,4 @@ impl Stream for crate::peer::StreamCall {
 mod cut;
 mod frames;
 mod joined;
+mod trees;

@@ -4,11 +4,13 @@ use std::io;
 use std::net::{Shutdown, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pagewire_sys::socket;
 
 use super::ClientTls;
+use super::meter::Meter;
 use super::tls::{self, Layer};
 use crate::address::PeerAddress;
 use crate::error::{Error, ErrorKind, Result};
@@ -22,6 +24,7 @@ pub(crate) struct Connection {
     socket: Socket,
     /// Through which everything goes, where there is one.
     tls: Option<Box<Layer>>,
+    meter: Arc<Meter>,
 }
 
 enum Socket {
@@ -69,6 +72,11 @@ impl Connection {
         Self { tls: Some(Box::new(layer)), ..self }
     }
 
+    /// The same, whose bytes are counted by `meter`.
+    pub(crate) fn with_meter(self, meter: &Arc<Meter>) -> Self {
+        Self { meter: meter.clone(), ..self }
+    }
+
     /// Shakes hands where there is TLS; nothing can be sent or received before. The timeouts are changed.
     ///
     /// # Errors
@@ -100,7 +108,7 @@ impl Connection {
         stream.set_nodelay(true)?;
         socket::set_user_timeout(stream.as_fd(), DEAD_AFTER)?;
         socket::set_keepalive(stream.as_fd(), DEAD_AFTER / 2, DEAD_AFTER / 6, 3)?;
-        Ok(Self { socket: Socket::Tcp(stream), tls: None })
+        Ok(Self { socket: Socket::Tcp(stream), tls: None, meter: Arc::default() })
     }
 
     /// Sends all of `parts`, one after another. With `more`, the kernel may wait for what is sent
@@ -110,6 +118,7 @@ impl Connection {
     ///
     /// As the socket; part of the bytes may have gone out.
     pub(crate) fn send(&self, parts: &[&[u8]], more: bool) -> io::Result<()> {
+        self.meter.sent(parts.iter().map(|part| part.len() as u64).sum());
         match &self.tls {
             Some(layer) => layer.send(self.fd(), parts, more),
             None => socket::send_all_vectored(self.fd(), parts, more),
@@ -129,6 +138,7 @@ impl Connection {
     /// TLS; what they are followed by is to be sent at once. Answers how many were sent, and what went
     /// wrong, if anything did: less than asked for without an error is the end of the file.
     pub(crate) fn send_file(&self, file: BorrowedFd<'_>, offset: u64, length: u64) -> (u64, io::Result<()>) {
+        self.meter.sent(length);
         if let Some(layer) = &self.tls {
             return layer.send_file(self.fd(), file, offset, length);
         }
@@ -150,10 +160,11 @@ impl Connection {
     ///
     /// As the socket.
     pub(crate) fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        match &self.tls {
+        let received = match &self.tls {
             Some(layer) => layer.receive(self.fd(), buffer),
             None => socket::receive(self.fd(), buffer),
-        }
+        };
+        received.inspect(|bytes| self.meter.received(*bytes as u64))
     }
 
     /// Receives until `buffer` is full, with as few wake-ups as the kernel allows.
@@ -162,6 +173,7 @@ impl Connection {
     ///
     /// `UnexpectedEof` where the stream ends first.
     pub(crate) fn receive_exact(&self, buffer: &mut [u8]) -> io::Result<()> {
+        self.meter.received(buffer.len() as u64);
         match &self.tls {
             Some(layer) => layer.receive_exact(self.fd(), buffer),
             None => socket::receive_exact(self.fd(), buffer),
@@ -250,7 +262,7 @@ impl Connection {
 
 impl From<UnixStream> for Connection {
     fn from(stream: UnixStream) -> Self {
-        Self { socket: Socket::Unix(stream), tls: None }
+        Self { socket: Socket::Unix(stream), tls: None, meter: Arc::default() }
     }
 }
 

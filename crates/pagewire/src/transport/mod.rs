@@ -8,6 +8,7 @@
 mod connection;
 mod credentials;
 mod listener;
+mod meter;
 #[cfg(feature = "tls")]
 mod tls;
 #[cfg(not(feature = "tls"))]
@@ -17,4 +18,5 @@ mod tls;
 pub(crate) use connection::{Connection, is_closed, lost, refused};
 pub use credentials::{ClientTls, Identity, ServerTls};
 pub(crate) use listener::{Incoming, Listener, bind_unix};
+pub(crate) use meter::Meter;
 pub(crate) use tls::Acceptor;

@@ -1,15 +1,17 @@
 //! What one side answers.
 
 use super::super::cursor::{Fields, put_ranges, put_string};
-use super::super::{FrameType, Header, MAX_NAME, Malformed, RegionId};
+use super::super::{FrameType, Header, MAX_NAME, MAX_NODES, Malformed, RegionId};
 use super::{HelloReply, RemoteError, put_frame};
 use crate::chunk::ByteRange;
+use crate::delta::Node;
 
 /// The most names in one [`ListReply`].
 const MAX_NAMES: usize = 1024;
 
 const READ_ONLY: u32 = 1;
 const COMMIT: u32 = 2;
+const HASH: u32 = 4;
 
 /// What is known of a region.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +30,8 @@ pub struct RegionInfo {
     pub read_only: bool,
     /// Whether a flush is all or nothing, whatever is killed at whatever moment.
     pub commit: bool,
+    /// Whether the server hashes the region for those who ask.
+    pub hash: bool,
 }
 
 impl RegionInfo {
@@ -37,7 +41,8 @@ impl RegionInfo {
             out.extend_from_slice(&value.to_le_bytes());
         }
         out.extend_from_slice(&self.granularity.to_le_bytes());
-        let flags = if self.read_only { READ_ONLY } else { 0 } | if self.commit { COMMIT } else { 0 };
+        let flags = [(self.read_only, READ_ONLY), (self.commit, COMMIT), (self.hash, HASH)];
+        let flags = flags.iter().filter(|(is_set, _)| *is_set).fold(0, |flags, (_, bit)| flags | bit);
         out.extend_from_slice(&flags.to_le_bytes());
     }
 
@@ -45,8 +50,8 @@ impl RegionInfo {
         let (id, epoch, length, capacity) = (fields.array()?, fields.u64()?, fields.u64()?, fields.u64()?);
         // Other flags tell of abilities that this version does not use.
         let (granularity, flags) = (fields.u32()?, fields.u32()?);
-        let (read_only, commit) = (flags & READ_ONLY != 0, flags & COMMIT != 0);
-        let info = Self { id, epoch, length, capacity, granularity, read_only, commit };
+        let (read_only, commit, hash) = (flags & READ_ONLY != 0, flags & COMMIT != 0, flags & HASH != 0);
+        let info = Self { id, epoch, length, capacity, granularity, read_only, commit, hash };
         if info.length > info.capacity {
             return Err(fields.bad("the length exceeds the capacity"));
         }
@@ -129,6 +134,8 @@ pub enum Reply {
         /// Which bytes differ, at most; none where that is not known any more.
         ranges: Option<Vec<ByteRange>>,
     },
+    /// To tree: the hashes of each range, one range after the other.
+    Nodes(Vec<Node>),
     /// The request failed.
     Error(RemoteError),
     /// A reply of a later version.
@@ -150,6 +157,7 @@ impl Reply {
             Reply::Done => FrameType::DONE,
             Reply::Flushed(_) => FrameType::FLUSHED,
             Reply::Changed { .. } => FrameType::CHANGED,
+            Reply::Nodes(_) => FrameType::NODES,
             Reply::Error(_) => FrameType::ERROR,
             Reply::Unknown(_) => return debug_assert!(false, "an unknown reply cannot be sent"),
         };
@@ -181,6 +189,11 @@ impl Reply {
                 out.extend_from_slice(&epoch.to_le_bytes());
                 out.push(u8::from(ranges.is_some()));
                 put_ranges(out, ranges.as_deref().unwrap_or_default());
+            }
+            Reply::Nodes(nodes) => {
+                debug_assert!(nodes.len() <= MAX_NODES);
+                out.extend_from_slice(&(nodes.len() as u32).to_le_bytes());
+                nodes.iter().for_each(|node| out.extend_from_slice(&node.0));
             }
             Reply::Info(info) | Reply::Flushed(info) => info.put(out),
             Reply::End { sent } => out.extend_from_slice(&sent.to_le_bytes()),
@@ -229,6 +242,10 @@ impl Reply {
                     return Err(fields.bad("ranges that are not known"));
                 }
                 Reply::Changed { epoch, ranges: known.then_some(ranges) }
+            }
+            FrameType::NODES => {
+                let count = fields.count(Node::LEN, MAX_NODES)?;
+                Reply::Nodes((0..count).map(|_| fields.array().map(Node)).collect::<Result<_, _>>()?)
             }
             other => return Ok(Reply::Unknown(other)),
         };

@@ -1,9 +1,10 @@
 //! What one side asks of the other.
 
 use super::super::cursor::{Fields, put_ranges, put_string};
-use super::super::{FrameType, Header, MAX_NAME, MAX_OWNER, Malformed, RegionId};
+use super::super::{FrameType, Header, MAX_NAME, MAX_NODES, MAX_OWNER, Malformed, RegionId};
 use super::{Hello, put_frame};
 use crate::chunk::ByteRange;
+use crate::delta::{Algorithm, Scheme, TOP, span};
 
 const MAX_PING: usize = 64;
 
@@ -19,6 +20,23 @@ pub enum OpenMode {
         /// Who writes, for those who are told that somebody does.
         owner: String,
     },
+}
+
+/// Which hashes of a region are asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TreeRequest {
+    /// The handle that OPENED or LEASED gave.
+    pub handle: u32,
+    /// The epoch, as in READ.
+    pub epoch: u64,
+    /// How the hashes are made.
+    pub scheme: Scheme,
+    /// What is behind this many bytes counts as zeroes, whatever is there.
+    pub length: u64,
+    /// The level of the nodes.
+    pub level: u8,
+    /// The bytes that the nodes stand for: in order, apart from each other, from node to node.
+    pub ranges: Vec<ByteRange>,
 }
 
 /// What one side asks of the other.
@@ -86,6 +104,8 @@ pub enum Request {
         /// The epoch.
         since: u64,
     },
+    /// Hashes of some spans of a region.
+    Tree(TreeRequest),
     /// Zeroes for some ranges.
     Zero {
         /// The handle that LEASED gave.
@@ -130,6 +150,7 @@ impl Request {
             Request::Stream { .. } => FrameType::STREAM,
             Request::Refresh { .. } => FrameType::REFRESH,
             Request::Changes { .. } => FrameType::CHANGES,
+            Request::Tree(_) => FrameType::TREE,
             Request::Zero { .. } => FrameType::ZERO,
             Request::SetLength { .. } => FrameType::SET_LENGTH,
             Request::Flush { .. } => FrameType::FLUSH,
@@ -166,6 +187,7 @@ impl Request {
                 out.extend_from_slice(&handle.to_le_bytes());
                 out.extend_from_slice(&number.to_le_bytes());
             }
+            Request::Tree(tree) => tree.put(out),
             Request::Zero { handle, ranges } => {
                 out.extend_from_slice(&handle.to_le_bytes());
                 put_ranges(out, ranges);
@@ -216,6 +238,7 @@ impl Request {
                 Request::Open { name, mode, resume }
             }
             FrameType::CHANGES => Request::Changes { handle: fields.u32()?, since: fields.u64()? },
+            FrameType::TREE => Request::Tree(TreeRequest::take(&mut fields)?),
             FrameType::ZERO => Request::Zero { handle: fields.u32()?, ranges: fields.ranges()? },
             FrameType::SET_LENGTH => Request::SetLength { handle: fields.u32()?, length: fields.u64()? },
             FrameType::FLUSH => Request::Flush { handle: fields.u32()?, number: fields.u64()? },
@@ -236,5 +259,53 @@ impl Request {
         };
         fields.end()?;
         Ok(message)
+    }
+}
+
+impl TreeRequest {
+    /// How many nodes answer it.
+    pub fn nodes(&self) -> u64 {
+        ByteRange::total(&self.ranges) / span(self.level)
+    }
+
+    fn put(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.handle.to_le_bytes());
+        out.extend_from_slice(&self.epoch.to_le_bytes());
+        out.push(match self.scheme.algorithm {
+            Algorithm::Xxh3 => 1,
+            Algorithm::Blake3 => 2,
+        });
+        out.extend_from_slice(&self.scheme.key);
+        out.extend_from_slice(&self.length.to_le_bytes());
+        out.push(self.level);
+        put_ranges(out, &self.ranges);
+    }
+
+    fn take(fields: &mut Fields<'_>) -> Result<Self, Malformed> {
+        let (handle, epoch) = (fields.u32()?, fields.u64()?);
+        let algorithm = match fields.u8()? {
+            1 => Algorithm::Xxh3,
+            2 => Algorithm::Blake3,
+            other => return Err(fields.bad(format!("algorithm {other} is none"))),
+        };
+        let scheme = Scheme { algorithm, key: fields.array()? };
+        let (length, level) = (fields.u64()?, fields.u8()?);
+        if level > TOP {
+            return Err(fields.bad(format!("level {level}, where {TOP} is the topmost")));
+        }
+        let tree = Self { handle, epoch, scheme, length, level, ranges: fields.ranges()? };
+        let mut behind = 0;
+        for range in &tree.ranges {
+            if range.is_empty() || range.start < behind || !range.is_aligned(span(level)) {
+                return Err(fields.bad(format!("range {range} is no node, or not behind the one before")));
+            }
+            behind = range.end;
+        }
+        match tree.nodes() {
+            nodes if nodes > MAX_NODES as u64 => {
+                Err(fields.bad(format!("{nodes} hashes, where {MAX_NODES} are allowed")))
+            }
+            _ => Ok(tree),
+        }
     }
 }

@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::chunk::ByteRange;
-use crate::wire::{Class, MAX_NAME};
+use crate::delta::{Algorithm, Node, Scheme, TOP, span};
+use crate::wire::{Class, MAX_NAME, MAX_NODES};
 use proptest::prelude::*;
 
 fn name() -> impl Strategy<Value = String> {
@@ -59,13 +60,61 @@ fn request() -> impl Strategy<Value = Request> {
             ranges
         }),
         any::<u32>().prop_map(|handle| Request::Refresh { handle }),
-        Just(Request::Unknown(FrameType::TREE)),
+        tree(),
+        Just(Request::Unknown(FrameType::SUBSCRIBE)),
     ]
 }
 
+fn tree() -> impl Strategy<Value = Request> {
+    let fields = any::<(u32, u64, bool, [u8; 16], u64)>();
+    (fields, 0..=TOP, proptest::collection::vec((0u64..9, 1u64..9), 0..20)).prop_map(
+        |((handle, epoch, blake3, key, length), level, gaps)| {
+            let mut at = 0;
+            let range = |(gap, nodes)| {
+                let start = at + gap * span(level);
+                at = start + nodes * span(level);
+                ByteRange::new(start, at)
+            };
+            let ranges = gaps.into_iter().map(range).collect();
+            let algorithm = if blake3 { Algorithm::Blake3 } else { Algorithm::Xxh3 };
+            let scheme = Scheme { algorithm, key };
+            Request::Tree(TreeRequest { handle, epoch, scheme, length, level, ranges })
+        },
+    )
+}
+
+#[test]
+fn hashes_of_no_nodes_and_too_many_of_them_are_refused() {
+    let scheme = Scheme { algorithm: Algorithm::Xxh3, key: [7; 16] };
+    let decoded = |level, ranges: &[(u64, u64)]| {
+        let ranges = ranges.iter().map(|&(from, to)| ByteRange::new(from, to)).collect();
+        let request = Request::Tree(TreeRequest { handle: 1, epoch: 1, scheme, length: 0, level, ranges });
+        let mut bytes = Vec::new();
+        request.encode(1, &mut bytes);
+        let (header, body) = split(&bytes);
+        Request::decode(&header, body).is_ok()
+    };
+    let most = MAX_NODES as u64 * 4096;
+    assert!(decoded(0, &[(0, most)]));
+    assert!(!decoded(0, &[(0, most), (most + 4096, most + 8192)]), "too many");
+    assert!(!decoded(0, &[(0, 4095)]) && !decoded(1, &[(0, 4096)]), "no node");
+    assert!(!decoded(0, &[(4096, 8192), (0, 4096)]) && !decoded(0, &[(0, 8192), (4096, 8192)]), "no order");
+    assert!(!decoded(0, &[(4096, 4096)]), "empty");
+    assert!(decoded(TOP, &[(0, 1 << 40)]));
+    let mut bytes = Vec::new();
+    let request = TreeRequest { handle: 1, epoch: 1, scheme, length: 0, level: 0, ranges: Vec::new() };
+    Request::Tree(request).encode(1, &mut bytes);
+    for (at, value) in [(HEADER_LEN + 12, 3), (HEADER_LEN + 12, 0), (HEADER_LEN + 12 + 1 + 16 + 8, TOP + 1)] {
+        let mut bad = bytes.clone();
+        bad[at] = value;
+        let (header, body) = split(&bad);
+        assert!(Request::decode(&header, body).is_err(), "byte {at} = {value}");
+    }
+}
+
 fn info() -> impl Strategy<Value = RegionInfo> {
-    (any::<([u8; 16], u64, u32, bool, bool)>(), 0u64..1 << 40, 0u64..1 << 40).prop_map(
-        |((id, epoch, granularity, read_only, commit), length, more)| RegionInfo {
+    (any::<([u8; 16], u64, u32, bool, bool, bool)>(), 0u64..1 << 40, 0u64..1 << 40).prop_map(
+        |((id, epoch, granularity, read_only, commit, hash), length, more)| RegionInfo {
             id,
             epoch,
             length,
@@ -73,6 +122,7 @@ fn info() -> impl Strategy<Value = RegionInfo> {
             granularity,
             read_only,
             commit,
+            hash,
         },
     )
 }
@@ -98,6 +148,8 @@ fn reply() -> impl Strategy<Value = Reply> {
         info().prop_map(Reply::Flushed),
         (any::<u64>(), proptest::option::of(ranges()))
             .prop_map(|(epoch, ranges)| Reply::Changed { epoch, ranges }),
+        proptest::collection::vec(any::<[u8; 16]>(), 0..50)
+            .prop_map(|nodes| Reply::Nodes(nodes.into_iter().map(Node).collect())),
         (any::<(u16, bool, u64)>(), name()).prop_map(|((code, retry, epoch), text)| {
             Reply::Error(RemoteError { kind: RemoteErrorKind::from_code(code), retry, epoch, text })
         }),

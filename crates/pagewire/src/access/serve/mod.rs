@@ -15,6 +15,7 @@
 //! - [`stream`]: the order, the credit and the end of one stream.
 //! - [`extent`]: the bytes of one extent.
 //! - [`lent`]: bytes by `sendfile`, where the store lends its file.
+//! - [`tree`]: hashes, for those who compare.
 //! - [`holes`]: where a lent file holds no data.
 
 mod answer;
@@ -27,6 +28,7 @@ mod permissions;
 mod request;
 mod session;
 mod stream;
+mod tree;
 mod writing;
 
 #[cfg(test)]
@@ -97,6 +99,8 @@ struct Shared {
     instance: InstanceId,
     stop: EventFd,
     stopping: AtomicBool,
+    /// Who may compute hashes now.
+    hashing: tree::Turns,
     connections: AtomicUsize,
     sessions: Mutex<HashMap<SessionToken, Arc<Session>>>,
     /// Everybody who is connected, to be told when the server stops.
@@ -136,6 +140,7 @@ impl Server {
             instance: crate::peer::random_id(),
             stop,
             stopping: AtomicBool::new(false),
+            hashing: tree::Turns::new(),
             connections: AtomicUsize::new(0),
             sessions: Mutex::default(),
             outgoing: Mutex::default(),

@@ -8,7 +8,7 @@ use pagewire_core::wire::{ListReply, MAX_RANGES, OpenMode, RegionInfo, Reply, Re
 use super::outgoing::Outgoing;
 use super::permissions::Access;
 use super::session::Session;
-use super::{Shared, answer, writing};
+use super::{Shared, answer, tree, writing};
 use crate::engine::{Pin, Region, Watch};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Info, STAGED, Urgency};
@@ -84,6 +84,10 @@ pub(super) fn answer_request(
                 let ranges = region.changes(since).filter(|ranges| ranges.len() <= MAX_RANGES);
                 outgoing.respond(id, &Reply::Changed { epoch, ranges });
             })?;
+        }
+        Request::Tree(request) => {
+            let pin = pinned(session, request.handle, request.epoch)?;
+            tree::tree(shared, session, outgoing, id, request, pin)?;
         }
         Request::Zero { handle, ranges } => writing::zero(session, outgoing, id, handle, ranges)?,
         Request::SetLength { handle, length } => writing::set_length(session, outgoing, id, handle, length)?,
@@ -208,6 +212,7 @@ impl Shared {
             granularity: info.granularity,
             read_only: !info.writable || self.options.read_only || access < Access::Write,
             commit: info.capabilities.commit,
+            hash: true,
         }
     }
 }

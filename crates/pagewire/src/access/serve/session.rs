@@ -1,16 +1,19 @@
 //! What the connections of one client share: open regions and streams.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use pagewire_core::wire::{Malformed, Notification, Role, SessionToken};
+use pagewire_core::delta::Scheme;
+use pagewire_core::wire::{Malformed, Notification, Role, SessionToken, TreeRequest};
 
 use super::extent;
 use super::holes::Holes;
 use super::outgoing::Outgoing;
 use super::stream::Streams;
+use super::tree::TREES;
+use crate::engine::hash::Hashes;
 use crate::engine::{Pin, Region, Watch, Writer};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -22,6 +25,9 @@ const MAX_BULK: usize = 64;
 
 /// How many requests of one session may be carried out on threads of their own at once.
 const MAX_ASIDE: usize = 8;
+
+/// How many comparisons of one session keep their trees.
+const MAX_HASHES: usize = 2;
 
 /// The connections of one client, and what they share.
 pub(super) struct Session {
@@ -38,6 +44,8 @@ struct State {
     bulk: Vec<Arc<Outgoing>>,
     open: HashMap<u32, Open>,
     next_handle: u32,
+    /// The hashes of what is compared, the oldest first.
+    hashes: VecDeque<(Compared, Arc<Hashes>)>,
     /// How many requests are carried out on threads of their own.
     aside: usize,
     closed: bool,
@@ -59,6 +67,9 @@ pub(super) struct Writing {
     /// The store's stage that what the client has written and not flushed belongs to.
     pub(super) stage: AtomicU64,
 }
+
+/// What is compared: an open region, its epoch, how it is hashed, and how much of it.
+type Compared = (u32, u64, Scheme, u64);
 
 type Sessions = Mutex<HashMap<SessionToken, Arc<Session>>>;
 
@@ -168,6 +179,23 @@ impl Session {
     /// What is known of the holes of an open region.
     pub(super) fn holes(&self, handle: u32) -> Arc<Holes> {
         self.lock().open.get(&handle).map(|open| open.holes.clone()).unwrap_or_default()
+    }
+
+    /// The hashes that a request belongs to, with the trees that earlier ones have left.
+    pub(super) fn hashes(&self, request: &TreeRequest) -> Arc<Hashes> {
+        let TreeRequest { handle, epoch, scheme, length, .. } = *request;
+        let compared = (handle, epoch, scheme, length);
+        let mut state = self.lock();
+        let known = state.hashes.iter().position(|(known, _)| *known == compared);
+        let found = match known.and_then(|at| state.hashes.remove(at)) {
+            Some((_, hashes)) => hashes,
+            None => Arc::new(Hashes::new(epoch, scheme, length, TREES)),
+        };
+        while state.hashes.len() >= MAX_HASHES {
+            state.hashes.pop_front();
+        }
+        state.hashes.push_back((compared, found.clone()));
+        found
     }
 
     /// The writer of a region that is open for writing.

@@ -67,7 +67,7 @@ impl Shared {
         let Some(entry) = self.calls().get(&id).cloned() else { return };
         let epoch = match &entry.call.ask {
             Ask::Read { epoch, .. } | Ask::Stream { epoch, .. } => *epoch,
-            Ask::Control => data.epoch,
+            Ask::Tree(_) | Ask::Control => data.epoch,
         };
         if let Some(Trailer::Failed(kind)) = trailer {
             let text = format!("{} failed while it sent bytes {}", self.region.peer, data.range);

@@ -30,8 +30,9 @@ impl Shared {
         let resume = was.filter(|_| !moves_on).map(|was| (was.id, was.epoch));
         let writes = mode != OpenMode::Read;
         let open = Request::Open { name: name.clone(), mode, resume };
-        let (greeting, opened) = greet(peer, Role::Primary, token, generation, Some(&open), &self.options)
-            .map_err(|error| error.context(format!("'{name}'")))?;
+        let (greeting, opened) =
+            greet(peer, Role::Primary, token, generation, Some(&open), &self.options, &self.meter)
+                .map_err(|error| error.context(format!("'{name}'")))?;
         match opened {
             Some(Opened { info, .. })
                 if was.is_some_and(|was| {
@@ -169,7 +170,7 @@ impl Shared {
 
     /// Ends the calls that are not sent again on another link.
     pub(super) fn fail_unrepeatable(&self, cause: &dyn std::fmt::Display) {
-        let unrepeatable = |entry: &Entry| !matches!(entry.call.ask, Ask::Read { .. });
+        let unrepeatable = |entry: &Entry| !matches!(entry.call.ask, Ask::Read { .. } | Ask::Tree(_));
         self.fail_calls(unrepeatable, || lost(&self.region, cause));
     }
 
@@ -186,7 +187,7 @@ impl Shared {
                 (state.generation, state.token)
             };
             let peer = &self.region.peer;
-            let greeted = greet(peer, Role::Bulk, token, generation, None, &self.options);
+            let greeted = greet(peer, Role::Bulk, token, generation, None, &self.options, &self.meter);
             match greeted {
                 Ok((greeting, _)) => {
                     let begun = Instant::now();

@@ -8,7 +8,8 @@ use pagewire_core::chunk::ByteRange;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{
-    CacheStore, Completion, Flush, Info, Lent, Part, Read, Sink, Stage, Store, Stream, StreamRequest, Urgency,
+    CacheStore, Completion, Flush, HashRequest, Info, Lent, Part, Read, Sink, Stage, Store, Stream,
+    StreamRequest, Traffic, Urgency,
 };
 
 /// The pause before the first repetition; it doubles from one to the next.
@@ -131,6 +132,14 @@ impl Store for Retry {
 
     fn stream(&self, stream: StreamRequest) -> Result<Box<dyn Stream>> {
         self.inner.store.stream(stream)
+    }
+
+    fn hash(&self, hash: HashRequest) {
+        self.inner.store.hash(hash);
+    }
+
+    fn traffic(&self) -> Traffic {
+        self.inner.store.traffic()
     }
 
     fn round_trip(&self) -> Duration {

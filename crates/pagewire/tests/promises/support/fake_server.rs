@@ -26,6 +26,7 @@ pub(crate) fn info(length: u64) -> RegionInfo {
         granularity: 65536,
         read_only: true,
         commit: false,
+        hash: false,
     }
 }
 
