@@ -111,6 +111,8 @@ struct Target {
     /// Whether something is there that may be like the source.
     compared: bool,
     replace: Option<Replace>,
+    /// A file that is changed where it is.
+    file: Option<Arc<FileStore>>,
 }
 
 struct Replace {
@@ -129,7 +131,7 @@ impl Target {
             StoreAddress::Memory { .. } | StoreAddress::Remote(_) => {
                 let store = store::open(address, true, remote)?;
                 let is_zero = matches!(address, StoreAddress::Memory { .. });
-                Ok(Self { store, is_zero, compared: args.delta || args.resume, replace: None })
+                Ok(Self { store, is_zero, compared: args.delta || args.resume, replace: None, file: None })
             }
             StoreAddress::File(file) => {
                 if let Some(size) = file.size.filter(|size| *size != length) {
@@ -148,7 +150,14 @@ impl Target {
             // A block device is filled where it is, and so is what differs in little.
             let capacity = Some(address.capacity.unwrap_or(0).max(length));
             let store = Arc::new(FileStore::at(&FileAddress { capacity, ..address.clone() }, true)?);
-            return Ok(Self { store, is_zero: false, compared: args.delta || args.resume, replace: None });
+            let compared = args.delta || args.resume;
+            return Ok(Self {
+                store: store.clone(),
+                is_zero: false,
+                compared,
+                replace: None,
+                file: Some(store),
+            });
         }
         let held = old.as_ref().map(|_| FileStore::at(address, true)).transpose()?;
         // A link is followed, so that it stays a link.
@@ -176,11 +185,14 @@ impl Target {
         if let Some(old) = old {
             fs::set_permissions(&replace.part, old.permissions())?;
         }
-        Ok(Self { store, is_zero: !goes_on, compared: goes_on, replace: Some(replace) })
+        Ok(Self { store, is_zero: !goes_on, compared: goes_on, replace: Some(replace), file: None })
     }
 
-    /// Everything has arrived and was flushed: the file takes its place.
+    /// Everything has arrived and was flushed: the file takes its place, or what has changed in it does.
     fn finish(mut self) -> Result<()> {
+        if let Some(file) = &self.file {
+            file.settle()?;
+        }
         if let Some(replace) = self.replace.take() {
             let moved = fs::rename(&replace.part, &replace.path);
             moved.with_context(|| format!("cannot replace {}", replace.path.display()))?;

@@ -1,6 +1,7 @@
 //! The real binary, driven as its users drive it.
 
 mod commands;
+mod deltas;
 mod driving;
 mod guests;
 mod mounts;

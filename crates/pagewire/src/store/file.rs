@@ -200,6 +200,18 @@ impl FileStore {
     }
 }
 
+impl FileStore {
+    /// Waits until what was flushed is in its place in the file, where programs that know nothing of the journal find
+    /// it. It is durable before, and readers of the store see it.
+    ///
+    /// # Errors
+    ///
+    /// Where it cannot be put there.
+    pub fn settle(&self) -> Result<()> {
+        self.file.journaled.as_ref().map_or(Ok(()), |journaled| journaled.settle())
+    }
+}
+
 impl Drop for FileStore {
     fn drop(&mut self) {
         if let Some(journaled) = &self.file.journaled {
@@ -330,6 +342,7 @@ impl Opened {
         }
         let mut left = Vec::new();
         let mut result = Ok(());
+        let holes = read.urgency == Urgency::Background && self.has_holes();
         for piece in pieces {
             let range = piece.range;
             let bytes = &mut buffer[..range.len() as usize];
@@ -344,6 +357,16 @@ impl Opened {
                     let from = (range.start - of.start) as usize;
                     let bytes = &image[from..from + bytes.len()];
                     read.sink.part(Part::Bytes { offset: range.start, bytes });
+                    continue;
+                }
+                Source::Data if holes && self.is_hole(ByteRange::new(range.start, piece.bytes_end)) => {
+                    match self.check_unchanged() {
+                        Ok(()) => read.sink.part(Part::Zero(range)),
+                        Err(error) => {
+                            result = Err(error);
+                            break;
+                        }
+                    }
                     continue;
                 }
                 Source::Data => fill(&*self.file, &mut bytes[..filled], range.start, wait),
@@ -381,6 +404,24 @@ impl Opened {
         }
         BUFFER.set(buffer);
         result.map(|()| left)
+    }
+
+    /// Whether it takes less room than it has bytes. To look for holes in others would cost and find nothing.
+    fn has_holes(&self) -> bool {
+        let length = self.length.load(std::sync::atomic::Ordering::Acquire);
+        self.identity.kind == FileKind::Regular
+            && pagewire_sys::file::allocated(self.file.as_fd()).is_ok_and(|allocated| allocated < length)
+    }
+
+    /// Whether a range of the file holds nothing, as far as the file system can tell.
+    fn is_hole(&self, range: ByteRange) -> bool {
+        match pagewire_sys::file::seek_data(self.file.as_fd(), range.start) {
+            // Behind the end of a file that has become shorter there is nothing, and no hole either.
+            Ok(None) => pagewire_sys::file::size_and_modified(self.file.as_fd())
+                .is_ok_and(|(size, _)| size >= range.end),
+            Ok(Some(data)) => data >= range.end,
+            Err(_) => false,
+        }
     }
 
     /// Writes to a file without a journal.

@@ -49,7 +49,12 @@ fn a_server_that_does_not_speak_the_protocol_is_refused() {
     welcome().encode(0, &mut wrong_magic);
     wrong_magic[HEADER_LEN] = b'X';
     let mut other_version = Vec::new();
-    let reply = HelloReply { version: 3, features: 0, instance: [0; 16], agent: String::new() };
+    let reply = HelloReply {
+        version: pagewire_core::wire::VERSION + 1,
+        features: 0,
+        instance: [0; 16],
+        agent: String::new(),
+    };
     Reply::Hello(reply).encode(0, &mut other_version);
     let answers: [(&str, Vec<u8>); 6] = [
         ("a wrong magic", wrong_magic),

@@ -9,6 +9,8 @@ mod support;
 mod caches;
 mod crowds;
 mod cuts;
+mod delta_hostility;
+mod deltas;
 mod epochs;
 mod fairness;
 mod file_changes;

@@ -265,7 +265,8 @@ fn the_version_is_the_newest_common_one() {
         agent: String::new(),
     };
     assert_eq!(hello(1, 1).common_version(), Some(1));
-    assert_eq!(hello(1, 9).common_version(), Some(2));
-    assert_eq!(hello(3, 9).common_version(), None);
+    assert_eq!(hello(1, 2).common_version(), Some(2));
+    assert_eq!(hello(1, 9).common_version(), Some(3));
+    assert_eq!(hello(4, 9).common_version(), None);
     assert_eq!(hello(0, 0).common_version(), None);
 }

@@ -59,6 +59,18 @@ impl Journaled {
         self.moved.notify_all();
     }
 
+    /// Waits until what was flushed is in its place in the file.
+    pub(super) fn settle(&self) -> Result<()> {
+        let mut view = self.view();
+        while view.placing && !self.is_closed() {
+            if let Some(trouble) = &view.trouble {
+                return Err(trouble.clone());
+            }
+            view = self.moved.wait(view).expect("no holder panics");
+        }
+        Ok(())
+    }
+
     /// Puts the newest epoch in its place.
     pub(super) fn apply(&self) -> Result<()> {
         let committed = self.view().committed.clone();
