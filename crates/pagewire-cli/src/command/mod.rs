@@ -3,8 +3,10 @@
 mod completions;
 mod copy;
 mod demo;
+mod follow;
 mod info;
 mod list;
+mod mirror;
 mod mount;
 mod serve;
 mod uffd;
@@ -23,6 +25,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
         Command::Copy(args) => copy::run(&args, quiet),
         Command::Uffd(args) => uffd::run(&args),
         Command::Mount(args) => mount::run(&args),
+        Command::Mirror(args) => mirror::run(&args),
+        Command::Follow(args) => follow::run(&args),
         Command::Demo(args) => demo::run(&args, quiet),
         Command::Completions(args) => completions::run(&args),
     }
@@ -43,6 +47,13 @@ impl Termination {
         let mut items = [PollItem::readable(std::os::fd::AsFd::as_fd(&self.0)), PollItem::readable(other)];
         poll(&mut items, None)?;
         Ok(!items[1].is_ready())
+    }
+
+    /// Waits so long for the signal. Answers whether it has come.
+    fn wait_for(&self, time: std::time::Duration) -> Result<bool> {
+        use pagewire_sys::event::{PollItem, poll};
+        let mut items = [PollItem::readable(std::os::fd::AsFd::as_fd(&self.0))];
+        Ok(poll(&mut items, Some(time))? > 0)
     }
 
     fn wait(&self) -> Result<()> {

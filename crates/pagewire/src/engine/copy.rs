@@ -1,8 +1,9 @@
 //! Moving a whole region from one store to another: a pull whose local copy is the other store; or, where the other
-//! store holds something like it already, what differs alone ([`delta`]).
+//! store holds something like it already, what differs alone ([`delta`]); or each epoch as it comes ([`follow`]).
 
 mod delta;
 mod flight;
+mod follow;
 
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -11,6 +12,7 @@ use pagewire_core::chunk::{ByteRange, ChunkSize};
 use pagewire_core::pull::PullOrder;
 
 pub use delta::{DeltaOptions, DeltaProgress, copy_delta};
+pub use follow::{Followed, Follower};
 
 use super::local_copy::LocalCopy;
 use super::progress::Progress;

@@ -25,7 +25,7 @@ use crate::store::{Flush, STAGED, Store, wait};
 const MOST_AT_ONCE: usize = 4;
 
 /// How much one read asks for, in bytes.
-const BATCH: u64 = 1 << 20;
+pub(super) const BATCH: u64 = 1 << 20;
 
 /// How a region is compared and what differs is copied.
 #[derive(Debug, Clone)]

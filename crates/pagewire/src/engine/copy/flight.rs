@@ -149,6 +149,13 @@ impl Flight {
     }
 }
 
+impl Drop for Flight {
+    fn drop(&mut self) {
+        // Nothing comes to the store later than whatever is next done with it.
+        drop(self.shared.moved.wait_while(self.shared.lock(), |state| state.requests > 0));
+    }
+}
+
 impl Drop for Still<'_> {
     fn drop(&mut self) {
         self.0.lock().paused = false;
