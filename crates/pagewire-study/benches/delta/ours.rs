@@ -37,10 +37,13 @@ pub(crate) fn copy(setup: &Setup, direction: Direction) -> Result<Cost, Failure>
                 file = Some(target);
             }
         }
-        copy_delta(&Region::new("source", from)?, &to, &DeltaOptions::default(), |_| {})?;
+        let region = Region::new("source", from)?;
+        copy_delta(&region, &to, &DeltaOptions::default(), |_| {})?;
         file.map_or(Ok(()), |file| file.settle())?;
-        drop(to);
-        Ok(Cost { seconds: begun.elapsed().as_secs_f64(), wire: wire()? - before })
+        let traffic = [region.traffic(), to.traffic()];
+        let frames = traffic.iter().map(|traffic| traffic.sent + traffic.received).sum();
+        drop((region, to));
+        Ok(Cost { seconds: begun.elapsed().as_secs_f64(), wire: wire()? - before, frames })
     })??;
     drop(server);
     // Whoever opens it next puts what was flushed in its place.

@@ -71,7 +71,7 @@ pub(crate) fn copy(setup: &Setup, direction: Direction) -> Result<Cost, Failure>
         if !rsync.status()?.success() {
             return Err("rsync has failed".into());
         }
-        Ok(Cost { seconds: begun.elapsed().as_secs_f64(), wire: wire()? - before })
+        Ok(Cost { seconds: begun.elapsed().as_secs_f64(), wire: wire()? - before, frames: 0 })
     })??;
     setup.check()?;
     Ok(cost)

@@ -7,6 +7,7 @@
 mod support;
 
 mod caches;
+mod compression;
 mod crowds;
 mod cuts;
 mod delta_hostility;
