@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use pagewire::address::{PeerAddress, StoreAddress, parse_size};
 use pagewire::store::{ClientTls, RemoteOptions};
-use pagewire::{Algorithm, ChunkSize};
+use pagewire::{Algorithm, ChunkSize, Codec, Compression};
 
 /// Makes memory of one host usable on another: at once, while it streams in behind.
 #[derive(Debug, Parser)]
@@ -110,6 +110,10 @@ pub(crate) struct Serve {
     /// Which certificates may read and write which regions, in TOML; without it all may do everything
     #[arg(long, value_name = "FILE", requires = "tls_clients")]
     pub(crate) access: Option<PathBuf>,
+
+    /// Whether to compress for peers that take it: auto, off, lz4, zstd. It is their choice otherwise; off lets nobody
+    #[arg(long, value_name = "HOW", default_value = "auto", value_parser = parse_compression)]
+    pub(crate) compress: Compression,
 
     /// How long a writer whose connection is lost may take to come back before another may write
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_time)]
@@ -446,6 +450,16 @@ fn parse_hash(text: &str) -> Result<HashChoice, String> {
     }
 }
 
+fn parse_compression(text: &str) -> Result<Compression, String> {
+    match text {
+        "auto" => Ok(Compression::Auto),
+        "off" => Ok(Compression::Off),
+        "lz4" => Ok(Compression::Always(Codec::Lz4)),
+        "zstd" => Ok(Compression::Always(Codec::Zstd)),
+        _ => Err("write auto, off, lz4, or zstd".into()),
+    }
+}
+
 fn parse_order(text: &str) -> Result<Order, String> {
     match text {
         "none" => Ok(Order::None),
@@ -503,6 +517,11 @@ pub(crate) struct Remote {
     #[arg(long, value_name = "COUNT", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=64))]
     pub(crate) connections: u8,
 
+    /// Whether to compress what nobody waits for: auto where that is faster than the link alone; off; lz4 or zstd unless
+    /// it gets no smaller
+    #[arg(long, value_name = "HOW", default_value = "auto", value_parser = parse_compression)]
+    pub(crate) compress: Compression,
+
     /// How long to wait for a peer before giving up
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_time)]
     pub(crate) patience: Duration,
@@ -541,6 +560,7 @@ impl Remote {
             connections: usize::from(self.connections),
             patience: self.patience,
             connect_timeout: self.patience.min(Duration::from_secs(10)),
+            compression: self.compress,
             tls: ClientTls { authorities: self.tls_ca.clone(), identity: self.identity.files() },
         }
     }

@@ -150,6 +150,15 @@ pub fn windows(length: u64) -> impl Iterator<Item = ByteRange> {
     })
 }
 
+/// One hash for a whole region, from those of its pages: two regions of one length that have the same are equal.
+pub fn root(scheme: &Scheme, leaves: &[Node]) -> Node {
+    let windows = leaves.chunks((span(TOP) / PAGE_SIZE) as usize).zip((0..).step_by(span(TOP) as usize));
+    windows.fold(Node::ZERO, |root, (leaves, start)| {
+        let tree = Tree::new(scheme, start, leaves.to_vec());
+        tree.nodes(TOP, tree.window()).fold(root, |root, top| scheme.inner(&[root, top]))
+    })
+}
+
 fn is_zero(bytes: &[u8]) -> bool {
     // Each is like the one before it, and the first is zero: `memcmp` finds that out at the speed of memory.
     match bytes {

@@ -13,6 +13,7 @@
 //! | [`cache`] | how a persistent local copy is kept in files, as bytes |
 //! | [`epoch`] | which old bytes a reader of a past epoch still sees |
 //! | [`delta`] | in which pages two regions differ, by hashes in a tree |
+//! | [`pack`] | whether to compress what is sent next |
 //! | [`wire`] | what two processes say to each other, as bytes |
 #![forbid(unsafe_code)]
 
@@ -22,6 +23,7 @@ pub mod chunk;
 pub mod delta;
 pub mod epoch;
 pub mod journal;
+pub mod pack;
 pub mod pull;
 pub mod push;
 pub mod wire;

@@ -31,6 +31,7 @@ mod transport;
 pub use error::{Error, ErrorKind, Result};
 pub use pagewire_core::chunk::{ByteRange, ChunkIndex, ChunkSize};
 pub use pagewire_core::delta::Algorithm;
+pub use pagewire_core::pack::{Codec, Compression};
 pub use pagewire_core::pull::PullOrder;
 
 /// The examples of the README compile.

@@ -25,6 +25,7 @@ pub(super) fn run(args: &Serve) -> Result<()> {
     let permissions = args.access.as_deref().map(read_permissions).transpose()?;
     let remote = RemoteOptions {
         tls: ClientTls { authorities: args.tls_ca.clone(), identity },
+        compression: args.compress,
         ..RemoteOptions::default()
     };
     let regions = args
@@ -36,6 +37,7 @@ pub(super) fn run(args: &Serve) -> Result<()> {
         max_connections: args.max_connections,
         read_only: args.read_only,
         lapse: args.lapse,
+        compression: args.compress,
         tls,
         permissions,
         ..ServerOptions::default()

@@ -106,3 +106,26 @@ fn what_is_no_algorithm_is_wrong_usage() {
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("auto, xxh3, or blake3"));
 }
+
+#[test]
+fn what_is_compressed_is_less_on_the_wire_and_the_same_in_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let (source, target) = (folder.path().join("a"), folder.path().join("b"));
+    let bytes: Vec<u8> = (0..3_000_001).map(|at| (at / 1000 % 90 + 1) as u8).collect();
+    std::fs::write(&source, &bytes).unwrap();
+    let server = Running::serve(&source);
+    let region = format!("{}/file", server.address);
+    for (how, most) in [("off", u64::MAX), ("auto", u64::MAX), ("lz4", 300_000), ("zstd", 300_000)] {
+        let done = copied(&[&region, &at(&target), "--compress", how]);
+        assert!(std::fs::read(&target).unwrap() == bytes, "{how}");
+        let received = done["received_bytes"].as_u64().unwrap();
+        assert!(received < most && (how != "off" || received > 3_000_000), "{how}: {received}");
+    }
+    let output = crate::driving::run(&["copy", &region, &at(&target), "--compress", "gzip"]);
+    assert_eq!(output.status.code(), Some(2));
+    drop(server);
+    let offer = format!("file=file:{}", source.display());
+    let server = Running::start(&["serve", &offer, "--listen", "pw://127.0.0.1:0", "--compress", "off"]);
+    let done = copied(&[&format!("{}/file", server.address), &at(&target), "--compress", "zstd"]);
+    assert!(done["received_bytes"].as_u64().unwrap() > 3_000_000, "the server lets nobody");
+}

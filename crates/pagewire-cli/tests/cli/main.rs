@@ -4,6 +4,7 @@ mod commands;
 mod deltas;
 mod driving;
 mod guests;
+mod mirrors;
 mod mounts;
 #[cfg(feature = "tls")]
 mod tls;

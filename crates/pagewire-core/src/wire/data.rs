@@ -9,6 +9,7 @@
 use super::cursor::Fields;
 use super::{HEADER_LEN, MAX_PAYLOAD, MAX_ZERO_SPAN, Malformed, RemoteErrorKind};
 use crate::chunk::{ByteRange, PAGE_SIZE};
+use crate::pack::Codec;
 
 /// The length of the fixed part of a data frame's body, in bytes.
 pub const DATA_HEADER_LEN: usize = 24;
@@ -29,6 +30,8 @@ pub enum Encoding {
     Raw,
     /// No payload: every byte of the range is zero.
     Zero,
+    /// So many bytes that the codec makes the range's bytes of: fewer than those.
+    Packed(Codec, u32),
 }
 
 impl Encoding {
@@ -65,6 +68,7 @@ impl DataHeader {
         match self.encoding {
             Encoding::Raw => self.range.len() as usize,
             Encoding::Zero => 0,
+            Encoding::Packed(_, length) => length as usize,
         }
     }
 
@@ -86,6 +90,8 @@ impl DataHeader {
         fixed[20] = match self.encoding {
             Encoding::Raw => 0,
             Encoding::Zero => 1,
+            Encoding::Packed(Codec::Lz4, _) => 2,
+            Encoding::Packed(Codec::Zstd, _) => 3,
         };
         fixed[21] = if self.last { LAST } else { 0 } | if self.trailer { TRAILER } else { 0 };
         bytes
@@ -105,6 +111,10 @@ impl DataHeader {
         let encoding = match fields.u8()? {
             0 => Encoding::Raw,
             1 => Encoding::Zero,
+            codec @ (2 | 3) => {
+                let codec = if codec == 2 { Codec::Lz4 } else { Codec::Zstd };
+                Encoding::Packed(codec, body.len().saturating_sub(DATA_HEADER_LEN) as u32)
+            }
             other => return Err(fields.bad(format!("encoding {other} was not agreed on"))),
         };
         let flags = fields.u8()?;
@@ -113,9 +123,14 @@ impl DataHeader {
             return Err(fields.bad("flags that version 1 does not have are set"));
         }
         let longest = match encoding {
-            Encoding::Raw => MAX_PAYLOAD,
+            Encoding::Raw | Encoding::Packed(..) => MAX_PAYLOAD,
             Encoding::Zero => MAX_ZERO_SPAN,
         };
+        if let Encoding::Packed(_, length) = encoding
+            && (flags & TRAILER != 0 || length == 0 || length >= span)
+        {
+            return Err(fields.bad(format!("{length} compressed bytes for a range of {span}, or a trailer")));
+        }
         if span == 0 || span > longest || !start.is_multiple_of(PAGE_SIZE) {
             return Err(fields.bad(format!("a range of {span} bytes at {start}")));
         }
@@ -185,25 +200,33 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_encoded_is_decoded(
-            page in 0u64..1 << 40, span in 1u32..=20_000, epoch: u64, zero: bool, last: bool, with_trailer: bool,
-            code in 0u16..20,
+            page in 0u64..1 << 40, span in 2u32..=20_000, epoch: u64, how in 0u8..4, last: bool, with_trailer: bool,
+            code in 0u16..20, packed: proptest::sample::Index,
         ) {
             let start = page * PAGE_SIZE;
+            let length = 1 + packed.index(span as usize - 1) as u32;
+            let encoding = [
+                Encoding::Raw,
+                Encoding::Zero,
+                Encoding::Packed(Codec::Lz4, length),
+                Encoding::Packed(Codec::Zstd, length),
+            ][usize::from(how)];
             let data = DataHeader {
                 range: ByteRange::new(start, start + u64::from(span)),
                 epoch,
-                encoding: if zero { Encoding::Zero } else { Encoding::Raw },
+                encoding,
                 last,
-                trailer: with_trailer,
+                trailer: with_trailer && how < 2,
             };
             let trailer = if code == 0 { Trailer::Good } else { Trailer::Failed(RemoteErrorKind::from_code(code)) };
             let bytes = frame(data, trailer);
             let (decoded, payload, got) = DataHeader::decode(&bytes[HEADER_LEN..]).unwrap();
             prop_assert_eq!(decoded, data);
             prop_assert_eq!(payload.len(), data.payload_len());
-            prop_assert_eq!(got, with_trailer.then_some(trailer));
-            // Whatever is cut off or added is noticed.
-            prop_assert!(DataHeader::decode(&bytes[HEADER_LEN..bytes.len() - 1]).is_err());
+            prop_assert_eq!(got, data.trailer.then_some(trailer));
+            // Whatever is cut off is noticed; of what is compressed, when it is opened.
+            let is_packed = matches!(encoding, Encoding::Packed(..));
+            prop_assert!(is_packed || DataHeader::decode(&bytes[HEADER_LEN..bytes.len() - 1]).is_err());
         }
 
         #[test]
@@ -236,7 +259,7 @@ mod tests {
         };
         let body = frame(good, Trailer::Good)[HEADER_LEN..].to_vec();
         assert!(DataHeader::decode(&body).is_ok());
-        for (at, value) in [(0, 1u8), (16, 1), (20, 2), (21, 4), (22, 1), (body.len() - 1, 1)] {
+        for (at, value) in [(0, 1u8), (16, 1), (20, 2), (20, 4), (21, 4), (22, 1), (body.len() - 1, 1)] {
             let mut bad = body.clone();
             bad[at] = value;
             assert!(DataHeader::decode(&bad).is_err(), "byte {at} = {value}");

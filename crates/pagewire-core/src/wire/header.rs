@@ -89,6 +89,8 @@ frame_types! {
     TREE = 0x0016;
     /// Reserved: control of a migration.
     MIGRATE = 0x0017;
+    /// Bytes for some ranges, compressed.
+    PACKED_WRITE = 0x0018;
 
     /// The answer to [`FrameType::HELLO`].
     HELLO_REPLY = 0x1001;
@@ -147,7 +149,9 @@ impl FrameType {
     /// The longest body that a frame of this type may have, in bytes.
     pub const fn longest_body(self) -> u32 {
         match self.class() {
-            _ if self.0 == FrameType::WRITE.0 => MAX_PAYLOAD + MAX_MESSAGE,
+            _ if self.0 == FrameType::WRITE.0 || self.0 == FrameType::PACKED_WRITE.0 => {
+                MAX_PAYLOAD + MAX_MESSAGE
+            }
             Class::Data => MAX_PAYLOAD + (data::DATA_HEADER_LEN + data::TRAILER_LEN) as u32,
             _ => MAX_MESSAGE,
         }

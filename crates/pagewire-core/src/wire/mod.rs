@@ -18,7 +18,7 @@
 //! | --- | --- |
 //! | 1 | the first: reading |
 //! | 2 | writing, and word of newer epochs, in types that version 1 had reserved |
-//! | 3 | hashes of regions, so that those that are alike need not travel |
+//! | 3 | hashes of regions, so that those that are alike need not travel; compressed bytes, where both say so |
 
 pub mod data;
 pub mod header;
@@ -34,7 +34,7 @@ pub use message::{
     Hello, HelloReply, Leased, ListReply, Notification, OpenMode, RegionInfo, RemoteError, RemoteErrorKind,
     Reply, Request, Role, TreeRequest,
 };
-pub use write::WriteHeader;
+pub use write::{PackedWriteHeader, WriteHeader};
 
 /// The newest version of the protocol that this codec speaks.
 pub const VERSION: u16 = 3;

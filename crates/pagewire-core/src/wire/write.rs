@@ -8,6 +8,7 @@ use super::cursor::{Fields, put_ranges};
 use super::data::PREFIX_LEN;
 use super::{FrameType, HEADER_LEN, Header, MAX_PAYLOAD, Malformed};
 use crate::chunk::ByteRange;
+use crate::pack::Codec;
 
 /// Payloads begin at [`PREFIX_LEN`] from a multiple of this many bytes, if the frame does at one.
 const ALIGNMENT: usize = 64;
@@ -51,18 +52,7 @@ impl WriteHeader {
     pub fn decode(body: &[u8]) -> Result<(Self, &[u8]), Malformed> {
         let mut fields = Fields::new(FrameType::WRITE.name(), body);
         let handle = fields.u32()?;
-        let ranges = fields.ranges()?;
-        let mut behind = 0;
-        for range in &ranges {
-            if range.is_empty() || range.start < behind {
-                return Err(fields.bad(format!("range {range} is empty or not behind the one before")));
-            }
-            behind = range.end;
-        }
-        let total = ByteRange::total(&ranges);
-        if total > u64::from(MAX_PAYLOAD) {
-            return Err(fields.bad(format!("{total} bytes, where {MAX_PAYLOAD} are allowed")));
-        }
+        let (ranges, total) = ranges(&mut fields)?;
         if fields.bytes(padding(ranges.len()))?.iter().any(|byte| *byte != 0) {
             return Err(fields.bad("the padding is not zero"));
         }
@@ -70,6 +60,71 @@ impl WriteHeader {
         fields.end()?;
         Ok((Self { handle, ranges }, payload))
     }
+}
+
+/// What stands before the compressed bytes of a PACKED_WRITE.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PackedWriteHeader {
+    /// The handle and the ranges, as in a WRITE.
+    pub write: WriteHeader,
+    /// What opens the bytes.
+    pub codec: Codec,
+}
+
+impl PackedWriteHeader {
+    /// Appends all of the frame that stands before `payload` compressed bytes.
+    pub fn encode(&self, payload: usize, id: u64, out: &mut Vec<u8>) {
+        let start = out.len();
+        out.extend_from_slice(&[0; HEADER_LEN]);
+        out.extend_from_slice(&self.write.handle.to_le_bytes());
+        out.push(match self.codec {
+            Codec::Lz4 => 2,
+            Codec::Zstd => 3,
+        });
+        put_ranges(out, &self.write.ranges);
+        let length = (out.len() - start - HEADER_LEN + payload) as u32;
+        let header = Header { length, kind: FrameType::PACKED_WRITE, id };
+        out[start..start + HEADER_LEN].copy_from_slice(&header.encode());
+    }
+
+    /// The fields and the compressed bytes of a frame whose body is `body`.
+    ///
+    /// # Errors
+    ///
+    /// [`Malformed`] as for a WRITE; where the compressed bytes are not fewer than what they stand for, or none.
+    pub fn decode(body: &[u8]) -> Result<(Self, &[u8]), Malformed> {
+        let mut fields = Fields::new(FrameType::PACKED_WRITE.name(), body);
+        let handle = fields.u32()?;
+        let codec = match fields.u8()? {
+            2 => Codec::Lz4,
+            3 => Codec::Zstd,
+            other => return Err(fields.bad(format!("codec {other} is none"))),
+        };
+        let (ranges, total) = ranges(&mut fields)?;
+        let payload = fields.rest();
+        if payload.is_empty() || payload.len() as u64 >= total {
+            let text = format!("{} compressed bytes for {total}", payload.len());
+            return Err(Malformed::new(FrameType::PACKED_WRITE.name(), text));
+        }
+        Ok((Self { write: WriteHeader { handle, ranges }, codec }, payload))
+    }
+}
+
+/// Ranges of one write, and how many bytes they have.
+fn ranges(fields: &mut Fields<'_>) -> Result<(Vec<ByteRange>, u64), Malformed> {
+    let ranges = fields.ranges()?;
+    let mut behind = 0;
+    for range in &ranges {
+        if range.is_empty() || range.start < behind {
+            return Err(fields.bad(format!("range {range} is empty or not behind the one before")));
+        }
+        behind = range.end;
+    }
+    let total = ByteRange::total(&ranges);
+    if total > u64::from(MAX_PAYLOAD) {
+        return Err(fields.bad(format!("{total} bytes, where {MAX_PAYLOAD} are allowed")));
+    }
+    Ok((ranges, total))
 }
 
 #[cfg(test)]
@@ -114,10 +169,34 @@ mod tests {
         assert!(WriteHeader::decode(&long).is_err());
     }
 
+    #[test]
+    fn a_compressed_write_reads_as_it_was_written() {
+        let ranges = vec![ByteRange::new(0, 4096), ByteRange::new(8192, 8292)];
+        for codec in Codec::ALL {
+            let packed =
+                PackedWriteHeader { write: WriteHeader { handle: 7, ranges: ranges.clone() }, codec };
+            let frame = |payload: usize| {
+                let mut bytes = Vec::new();
+                packed.encode(payload, 9, &mut bytes);
+                bytes.extend(vec![5; payload]);
+                bytes.split_off(HEADER_LEN)
+            };
+            assert_eq!(PackedWriteHeader::decode(&frame(4195)), Ok((packed.clone(), &[5; 4195][..])));
+            assert!(
+                PackedWriteHeader::decode(&frame(0)).is_err()
+                    && PackedWriteHeader::decode(&frame(4196)).is_err()
+            );
+            let mut other = frame(10);
+            other[4] = 1;
+            assert!(PackedWriteHeader::decode(&other).is_err());
+        }
+    }
+
     proptest! {
         #[test]
         fn any_bytes_are_decoded_or_refused(body in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = WriteHeader::decode(&body);
+            let _ = PackedWriteHeader::decode(&body);
         }
     }
 }

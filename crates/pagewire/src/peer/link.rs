@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use pagewire_core::pack::Agreed;
 use pagewire_core::wire::{
     Class, Hello, HelloReply, Leased, Malformed, OLDEST_VERSION, RegionInfo, Reply, Request, Role,
     SessionToken, VERSION,
@@ -13,7 +14,7 @@ use super::frame::{FrameError, FrameReader};
 use super::{AGENT, SessionOptions};
 use crate::address::PeerAddress;
 use crate::error::{Error, ErrorKind, Result};
-use crate::transport::{Connection, Meter, refused};
+use crate::transport::{Connection, Meter, Packer, refused};
 
 /// A primary connection's answers are a chunk and its header at most times; one system call is to
 /// fetch them whole.
@@ -27,6 +28,8 @@ const BULK_EAGER: usize = 64;
 pub(super) struct Link {
     pub(super) connection: Connection,
     pub(super) generation: u64,
+    /// Compresses what carries bulk.
+    pub(super) packer: Packer,
     scratch: Mutex<Vec<u8>>,
     alive: AtomicBool,
 }
@@ -95,7 +98,9 @@ pub(super) fn greet(
     let io = |error: std::io::Error| failed(error.into());
     connection.set_timeouts(Some(patience), Some(patience)).map_err(io)?;
     let mut bytes = Vec::new();
-    Hello { oldest: OLDEST_VERSION, newest: VERSION, features: 0, session, role, agent: AGENT.into() }
+    let offered = options.compression.offered();
+    let features = offered.features();
+    Hello { oldest: OLDEST_VERSION, newest: VERSION, features, session, role, agent: AGENT.into() }
         .encode(0, &mut bytes);
     if let Some(open) = open {
         open.encode(1, &mut bytes);
@@ -123,7 +128,9 @@ pub(super) fn greet(
     };
     connection.set_timeouts(Some(patience), None).map_err(io)?;
     reader.set_deadline(None);
-    let link = Link { connection, generation, scratch: Mutex::default(), alive: AtomicBool::new(true) };
+    let packer = Packer::new(Agreed::from_features(hello.features).with(offered));
+    let link =
+        Link { connection, generation, packer, scratch: Mutex::default(), alive: AtomicBool::new(true) };
     Ok((Greeting { link, reader, hello, round_trip }, opened))
 }
 

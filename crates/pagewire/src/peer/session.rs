@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use pagewire_core::chunk::ByteRange;
 use pagewire_core::delta::Node;
+use pagewire_core::pack::Compression;
 use pagewire_core::wire::{InstanceId, Notification, RegionInfo, Reply, Request, SessionToken, TreeRequest};
 
 use super::call::{Answer, Ask, Call, ReplyTo};
@@ -45,6 +46,8 @@ pub struct SessionOptions {
     pub patience: Duration,
     /// How long one attempt to connect may take.
     pub connect_timeout: Duration,
+    /// Whether to compress, and how. Bytes that somebody waits for never are.
+    pub compression: Compression,
     /// How peers that are reached through TLS are known, and who this side is to them.
     pub tls: ClientTls,
 }
@@ -55,6 +58,7 @@ impl Default for SessionOptions {
             connections: 4,
             patience: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(10),
+            compression: Compression::Auto,
             tls: ClientTls::default(),
         }
     }

@@ -9,6 +9,7 @@ mod connection;
 mod credentials;
 mod listener;
 mod meter;
+mod pack;
 #[cfg(feature = "tls")]
 mod tls;
 #[cfg(not(feature = "tls"))]
@@ -19,4 +20,5 @@ pub(crate) use connection::{Connection, is_closed, lost, refused};
 pub use credentials::{ClientTls, Identity, ServerTls};
 pub(crate) use listener::{Incoming, Listener, bind_unix};
 pub(crate) use meter::Meter;
+pub(crate) use pack::{Packer, unpack};
 pub(crate) use tls::Acceptor;

@@ -7,6 +7,7 @@
 mod support;
 
 mod caches;
+mod compression;
 mod crowds;
 mod cuts;
 mod delta_hostility;
@@ -26,6 +27,7 @@ mod identities;
 mod killed_writers;
 mod local_copies;
 mod mappings;
+mod mirrors;
 mod model;
 mod network;
 mod overload;

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use pagewire_core::chunk::{ByteRange, PAGE_SIZE};
-use pagewire_core::delta::{Node, Scheme, TOP, Tree, span, windows};
+use pagewire_core::delta::{self, Node, Scheme};
 use pagewire_sys::file;
 
 use crate::engine::LocalCopy;
@@ -95,12 +95,7 @@ impl Watched {
 
     /// The hash of everything that was pushed.
     pub(super) fn root(&self) -> Node {
-        let length = self.length();
-        let tops = windows(length).flat_map(|window| {
-            let tree = Tree::new(&self.scheme, window.start, self.leaves(window));
-            tree.nodes(TOP, window.align_out(span(TOP))).collect::<Vec<Node>>()
-        });
-        tops.fold(Node::ZERO, |root, top| self.scheme.inner(&[root, top]))
+        delta::root(&self.scheme, &self.lock().leaves)
     }
 
     /// Moves on to the file that is at `path` now, if it is another one. Answers whether it is.
@@ -333,3 +328,6 @@ impl LocalCopy for Watched {
 fn cannot_place<T>() -> Result<T> {
     Err(Error::new(ErrorKind::Unsupported, "a file that is mirrored is only read"))
 }
+
+#[cfg(test)]
+mod tests;

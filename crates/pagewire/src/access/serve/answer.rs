@@ -1,8 +1,10 @@
 //! The answer to a READ: data frames as the store has the parts, the last one marked.
 
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use pagewire_core::chunk::ByteRange;
+use pagewire_core::pack::Codec;
 use pagewire_core::wire::{DataHeader, Encoding, MAX_PAYLOAD, Reply};
 
 use super::holes::Holes;
@@ -16,7 +18,8 @@ use crate::store::{Gather, Part, Read, Sink, Urgency};
 /// are sent.
 const PIECE: u64 = 256 << 10;
 
-/// From this size on, what is not waited for is handed to the network without being looked at.
+/// From this size on, in the mean of its ranges, what is not waited for is handed to the network without being looked at:
+/// that takes three system calls a range.
 const LARGE: u64 = 64 << 10;
 
 /// Answers a READ whose ranges have been checked.
@@ -32,8 +35,12 @@ pub(super) fn read(
     if left == 0 {
         return outgoing.reply(id, &Reply::End { sent: 0 });
     }
+    // What somebody waits for is not to wait for that, too.
+    let is_bulk = urgency == Urgency::Background;
+    let codec = if is_bulk { outgoing.choose() } else { None };
     if urgency == Urgency::Background
-        && left >= LARGE
+        && codec.is_none()
+        && left >= LARGE * ranges.len() as u64
         && outgoing.is_own_thread()
         && pin.region().lend().is_some()
     {
@@ -41,8 +48,15 @@ pub(super) fn read(
     }
     let state = Mutex::new(State { left, deferred: false, ended: false });
     outgoing.begin_read(left as usize);
-    let answer =
-        Arc::new(Answer { outgoing: outgoing.clone(), id, pin: pin.clone(), bytes: left as usize, state });
+    let answer = Arc::new(Answer {
+        outgoing: outgoing.clone(),
+        id,
+        pin: pin.clone(),
+        bytes: left as usize,
+        is_bulk,
+        codec,
+        state,
+    });
     let (region, epoch) = (pin.region(), pin.epoch());
     if region.is_immutable() {
         return region.read(Read { ranges, epoch, urgency, sink: answer });
@@ -81,6 +95,9 @@ struct Answer {
     pin: Arc<Pin>,
     /// How many bytes were asked for.
     bytes: usize,
+    is_bulk: bool,
+    /// How to compress it.
+    codec: Option<Codec>,
     /// Held while a frame is sent: frames leave in the order in which they are counted.
     state: Mutex<State>,
 }
@@ -114,11 +131,21 @@ impl Answer {
         state.left = state.left.saturating_sub(range.len());
         state.ended = state.left == 0;
         let encoding = if bytes.is_empty() { Encoding::Zero } else { Encoding::for_bytes(bytes) };
-        let payload = if encoding == Encoding::Zero { &[] } else { bytes };
+        let codec = self.codec.filter(|_| encoding == Encoding::Raw);
+        let packed = codec.and_then(|codec| Some((codec, self.outgoing.pack(codec, bytes)?)));
+        let (encoding, payload) = match &packed {
+            Some((codec, packed)) => (Encoding::Packed(*codec, packed.len() as u32), &packed[..]),
+            None if encoding == Encoding::Zero => (encoding, &[][..]),
+            None => (encoding, bytes),
+        };
+        let begun = Instant::now();
         let epoch = self.pin.epoch();
         let header = DataHeader { range, epoch, encoding, last: state.ended, trailer: false };
         let prefix = header.encode(self.id);
         self.send(&mut state, &[&prefix, payload]);
+        if self.is_bulk && !state.deferred {
+            self.outgoing.has_sent(payload.len() as u64, begun);
+        }
     }
 
     fn end(&self, result: Result<()>) {

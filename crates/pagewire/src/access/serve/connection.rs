@@ -4,9 +4,11 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use pagewire_core::chunk::ByteRange;
+use pagewire_core::pack::Agreed;
 use pagewire_core::wire::{
-    Class, FrameType, HelloReply, Malformed, Notification, OLDEST_VERSION, Reply, Request, Role, VERSION,
-    WriteHeader,
+    Class, FrameType, HelloReply, Malformed, Notification, OLDEST_VERSION, PackedWriteHeader, Reply, Request,
+    Role, VERSION, WriteHeader,
 };
 
 use super::Shared;
@@ -17,7 +19,7 @@ use super::writing;
 use crate::error::{Error, ErrorKind};
 use crate::peer::AGENT;
 use crate::peer::frame::{FrameError, FrameReader};
-use crate::transport::{is_closed, refused};
+use crate::transport::{is_closed, refused, unpack};
 
 /// Requests are short, and several may come at once.
 const EAGER: usize = 4 << 10;
@@ -103,7 +105,10 @@ fn greet(
         return Ok(None);
     };
     let session = Session::join(&shared.sessions, hello.session, hello.role, outgoing)?;
-    let reply = HelloReply { version, features: 0, instance: shared.instance, agent: AGENT.into() };
+    let agreed = Agreed::from_features(hello.features).with(options.compression.offered());
+    outgoing.agree(agreed);
+    let features = agreed.features();
+    let reply = HelloReply { version, features, instance: shared.instance, agent: AGENT.into() };
     outgoing.reply(header.id, &Reply::Hello(reply));
     Ok(Some((session, hello.role)))
 }
@@ -144,6 +149,13 @@ fn serve(
             Class::Request if header.kind == FrameType::WRITE => {
                 let (write, bytes) = WriteHeader::decode(body)?;
                 writing::write(session, outgoing, header.id, &write, bytes);
+            }
+            Class::Request if header.kind == FrameType::PACKED_WRITE && !outgoing.agreed().is_none() => {
+                let (PackedWriteHeader { write, codec }, packed) = PackedWriteHeader::decode(body)?;
+                let length = ByteRange::total(&write.ranges) as usize;
+                unpack(outgoing.agreed(), codec, packed, length, |bytes| {
+                    writing::write(session, outgoing, header.id, &write, bytes);
+                })?;
             }
             Class::Request => {
                 let request = Request::decode(&header, body)?;

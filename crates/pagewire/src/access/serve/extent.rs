@@ -4,7 +4,9 @@
 //! and sent.
 
 use std::sync::Arc;
+use std::time::Instant;
 
+use pagewire_core::pack::Codec;
 use pagewire_core::wire::{DataHeader, Encoding};
 
 use super::lent::{Piece, not_sent, send_zero};
@@ -33,26 +35,40 @@ pub(super) fn send_extents(streams: &Streams, outgoing: &Arc<Outgoing>) {
 
 /// Sends an extent, and answers how many bytes of payload that took.
 fn send(outgoing: &Outgoing, extent: &Extent) -> Result<u64> {
-    let Some(lent) = extent.pin.region().lend() else { return send_read(outgoing, extent) };
+    let codec = outgoing.choose();
+    let Some(lent) = extent.pin.region().lend().filter(|_| codec.is_none()) else {
+        return send_read(outgoing, extent, codec);
+    };
     let Extent { pin, holes, range, stream: id, .. } = extent;
-    Piece { pin, file: lent.file, holes, range: *range, id: *id, last: false }.send(&outgoing.turn())
+    let piece = Piece { pin, file: lent.file, holes, range: *range, id: *id, last: false };
+    let (turn, begun) = (outgoing.turn(), Instant::now());
+    let payload = piece.send(&turn)?;
+    outgoing.has_sent(payload, begun);
+    Ok(payload)
 }
 
-/// Sends an extent of a store that lends nothing.
-fn send_read(outgoing: &Outgoing, extent: &Extent) -> Result<u64> {
+/// Sends an extent whose bytes are to be looked at: of a store that lends nothing, or compressed.
+fn send_read(outgoing: &Outgoing, extent: &Extent, codec: Option<Codec>) -> Result<u64> {
     let (pin, range) = (&extent.pin, extent.range);
     let bytes = Gather::wait(range, |sink| {
         let (epoch, urgency) = (pin.epoch(), Urgency::Background);
         pin.region().read(Read { ranges: vec![range], epoch, urgency, sink });
     })?;
-    let turn = outgoing.turn();
     let encoding = Encoding::for_bytes(&bytes);
     let header = DataHeader { range, epoch: pin.epoch(), encoding, last: false, trailer: false };
     if encoding == Encoding::Zero {
-        send_zero(&turn, &header, extent.stream)?;
+        send_zero(&outgoing.turn(), &header, extent.stream)?;
         return Ok(0);
     }
-    let prefix = header.encode(extent.stream);
-    turn.send(&[&prefix, &bytes], false).map_err(not_sent)?;
-    Ok(range.len())
+    let packed = codec.and_then(|codec| Some((codec, outgoing.pack(codec, &bytes)?)));
+    let (header, payload) = match &packed {
+        Some((codec, packed)) => {
+            (DataHeader { encoding: Encoding::Packed(*codec, packed.len() as u32), ..header }, packed)
+        }
+        None => (header, &bytes),
+    };
+    let (prefix, turn, begun) = (header.encode(extent.stream), outgoing.turn(), Instant::now());
+    turn.send(&[&prefix, payload], false).map_err(not_sent)?;
+    outgoing.has_sent(payload.len() as u64, begun);
+    Ok(payload.len() as u64)
 }

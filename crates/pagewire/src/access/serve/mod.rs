@@ -40,6 +40,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use pagewire_core::pack::Compression;
 use pagewire_core::wire::{InstanceId, SessionToken};
 use pagewire_sys::event::EventFd;
 
@@ -65,6 +66,8 @@ pub struct ServerOptions {
     pub read_only: bool,
     /// How long a writer whose connection is lost may take to come back before another may write.
     pub lapse: Duration,
+    /// Whether to compress for those who take it, and how; with [`Compression::Off`] they are not let, either.
+    pub compression: Compression,
     /// Who the server is to those who come through TLS; without it nobody can.
     pub tls: Option<ServerTls>,
     /// Who may read and write which region. With it everybody has to show a certificate; without it
@@ -80,6 +83,7 @@ impl Default for ServerOptions {
             send_timeout: Duration::from_secs(30),
             read_only: false,
             lapse: Duration::from_secs(10),
+            compression: Compression::Auto,
             tls: None,
             permissions: None,
         }

@@ -4,11 +4,13 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::thread::ThreadId;
+use std::time::Instant;
 
+use pagewire_core::pack::{Agreed, Codec};
 use pagewire_core::wire::{Notification, Reply};
 
 use crate::error::Error;
-use crate::transport::Connection;
+use crate::transport::{Connection, Packer};
 
 /// How many bytes of answers may wait for a peer that does not take them, beyond what the kernel
 /// keeps. More makes the peer one that has stopped reading.
@@ -28,6 +30,8 @@ pub(super) struct Outgoing {
     arrived: Condvar,
     /// The thread that serves this connection alone.
     own_thread: OnceLock<ThreadId>,
+    /// Compresses what carries bulk, once the handshake has agreed on how.
+    packer: OnceLock<Packer>,
 }
 
 #[derive(Default)]
@@ -56,11 +60,39 @@ impl Outgoing {
             deferred: Mutex::default(),
             arrived: Condvar::new(),
             own_thread: OnceLock::new(),
+            packer: OnceLock::new(),
         }
     }
 
     pub(super) fn connection(&self) -> &Connection {
         &self.connection
+    }
+
+    /// The handshake has agreed on how to compress.
+    pub(super) fn agree(&self, agreed: Agreed) {
+        self.packer.get_or_init(|| Packer::new(agreed));
+    }
+
+    /// What was agreed on.
+    pub(super) fn agreed(&self) -> Agreed {
+        self.packer.get().map_or(Agreed::NONE, Packer::agreed)
+    }
+
+    /// How to send the next frame of bulk.
+    pub(super) fn choose(&self) -> Option<Codec> {
+        self.packer.get()?.choose()
+    }
+
+    /// Compresses a frame of bulk. None where it is not worth sending so.
+    pub(super) fn pack(&self, codec: Codec, bytes: &[u8]) -> Option<Vec<u8>> {
+        self.packer.get()?.pack(codec, bytes)
+    }
+
+    /// So many bytes of bulk have gone into the socket since `begun`.
+    pub(super) fn has_sent(&self, bytes: u64, begun: Instant) {
+        if let Some(packer) = self.packer.get() {
+            packer.sent(bytes, begun.elapsed());
+        }
     }
 
     pub(super) fn peer(&self) -> String {

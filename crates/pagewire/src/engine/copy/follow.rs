@@ -128,7 +128,7 @@ impl Follower {
         flight.end(self.options.patience)?;
         let number = stage.flushed.max(self.to.stage().flushed) + 1;
         wait(|done| self.to.flush(Flush { number, stage: stage.number, done }))?;
-        Ok(flight.moved() + flight.cleared())
+        Ok(flight.moved())
     }
 
     /// Makes one step after another until `pause` answers false, which waits so long, or for the end. Tells `told` of

@@ -12,6 +12,7 @@ use crate::error::{Error, ErrorKind};
 use crate::peer::frame::{FrameError, FrameReader};
 use crate::peer::link::Link;
 use crate::sink::Part;
+use crate::transport::unpack;
 
 impl Shared {
     /// Receives on a link until it is lost, and says why.
@@ -29,7 +30,16 @@ impl Shared {
         match header.kind.class() {
             Class::Data => {
                 let (data, payload, trailer) = DataHeader::decode(body)?;
-                self.data(header.id, &data, payload, trailer);
+                match data.encoding {
+                    Encoding::Packed(codec, cost) => {
+                        let (agreed, length) = (link.packer.agreed(), data.range.len() as usize);
+                        let raw = DataHeader { encoding: Encoding::Raw, ..data };
+                        unpack(agreed, codec, payload, length, |bytes| {
+                            self.data(header.id, &raw, bytes, u64::from(cost), None);
+                        })?;
+                    }
+                    _ => self.data(header.id, &data, payload, payload.len() as u64, trailer),
+                }
             }
             Class::Reply => {
                 let reply = Reply::decode(&header, body)?;
@@ -62,7 +72,15 @@ impl Shared {
         Ok(())
     }
 
-    pub(super) fn data(&self, id: u64, data: &DataHeader, payload: &[u8], trailer: Option<Trailer>) {
+    /// Bytes of a region, which have cost so many on the wire.
+    pub(super) fn data(
+        &self,
+        id: u64,
+        data: &DataHeader,
+        payload: &[u8],
+        cost: u64,
+        trailer: Option<Trailer>,
+    ) {
         // A call that has ended may still have bytes on their way.
         let Some(entry) = self.calls().get(&id).cloned() else { return };
         let epoch = match &entry.call.ask {
@@ -74,7 +92,7 @@ impl Shared {
             return self.finish(id, |call| call.fail(Error::new(ErrorKind::from_wire(kind), text)));
         }
         let part = match data.encoding {
-            Encoding::Raw => Part::Bytes { offset: data.range.start, bytes: payload },
+            Encoding::Raw | Encoding::Packed(..) => Part::Bytes { offset: data.range.start, bytes: payload },
             Encoding::Zero => Part::Zero(data.range),
         };
         let (range, is_read) = (data.range, matches!(entry.call.ask, Ask::Read { .. }));
@@ -96,7 +114,7 @@ impl Shared {
             Ok(true) => drop(self.calls().remove(&id)),
             // The last of a read that has left something out.
             Ok(false) if data.last && is_read && entry.call.sent_all(0) => drop(self.calls().remove(&id)),
-            Ok(false) => self.grant(id, &entry.call, payload.len() as u64),
+            Ok(false) => self.grant(id, &entry.call, cost),
             Err(error) => self.finish(id, |call| call.fail(error.context(&self.region.peer))),
         }
     }

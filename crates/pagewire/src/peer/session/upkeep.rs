@@ -101,6 +101,10 @@ impl Shared {
                     {
                         // The server may know this token already: its answer may have been lost.
                         let mut state = self.lock();
+                        if error.kind() == ErrorKind::Stale {
+                            // Whoever follows the region is to find out which one there is instead.
+                            state.newest = state.newest.max(state.info.epoch + 1);
+                        }
                         state.generation += 1;
                         state.token = crate::peer::random_id();
                     }
@@ -133,7 +137,11 @@ impl Shared {
             state.primary = Some(link.clone());
             state.handle = opened.handle;
             state.info = opened.info;
-            state.newest = state.newest.max(opened.info.epoch);
+            state.newest = match state.moves_on {
+                // What was taken for one may have been the word that ours is gone.
+                true => opened.info.epoch,
+                false => state.newest.max(opened.info.epoch),
+            };
             state.leased(*instance, opened.leased.as_ref());
             state.instance = *instance;
             state.failure = None;

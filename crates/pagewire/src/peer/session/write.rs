@@ -5,10 +5,12 @@
 //! session go on with the lease only when nothing of the old one can reach the region any more. Who
 //! writes then writes again, and so nothing that is older can come later.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pagewire_core::chunk::ByteRange;
-use pagewire_core::wire::{InstanceId, Leased, OpenMode, RegionInfo, Reply, Request, WriteHeader};
+use pagewire_core::wire::{
+    InstanceId, Leased, OpenMode, PackedWriteHeader, RegionInfo, Reply, Request, WriteHeader,
+};
 
 use super::{Lane, ReplyTo, Session, Shared, State, unexpected};
 use crate::error::{Error, ErrorKind, Result};
@@ -135,7 +137,22 @@ impl Session {
         let reply: ReplyTo = Box::new(move |reply| done(is_done(reply, "WRITE")));
         let call = self.shared.control_call(reply);
         self.shared.send_once(&link, call, true, |id, link| {
-            link.send_with(|out| WriteHeader::encode(handle, ranges, id, out), bytes);
+            let packed =
+                link.packer.choose().and_then(|codec| Some((codec, link.packer.pack(codec, bytes)?)));
+            let begun = Instant::now();
+            let sent = match &packed {
+                Some((codec, packed)) => {
+                    let write = WriteHeader { handle, ranges: ranges.to_vec() };
+                    let header = PackedWriteHeader { write, codec: *codec };
+                    link.send_with(|out| header.encode(packed.len(), id, out), packed);
+                    packed.len()
+                }
+                None => {
+                    link.send_with(|out| WriteHeader::encode(handle, ranges, id, out), bytes);
+                    bytes.len()
+                }
+            };
+            link.packer.sent(sent as u64, begun.elapsed());
         });
     }
 

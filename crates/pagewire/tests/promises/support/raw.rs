@@ -144,6 +144,7 @@ impl Raw {
             let bytes = match data.encoding {
                 Encoding::Raw => payload.to_vec(),
                 Encoding::Zero => vec![0; data.range.len() as usize],
+                Encoding::Packed(..) => panic!("compressed, which this client does not offer to open"),
             };
             parts.push((data.range, bytes));
             if data.last {
