@@ -36,8 +36,8 @@ pub(super) struct Unflushed {
     /// How many pages there are, and how many of them were not taken for a push since they were written.
     pages: AtomicU64,
     dirty: AtomicU64,
-    /// Whether a flush is under way that makes room.
-    flushing: AtomicBool,
+    /// Whether a flush was asked for that makes room.
+    asked: AtomicBool,
     /// Those who wait for room.
     waiting: Mutex<Vec<Completion>>,
 }
@@ -294,18 +294,15 @@ impl Unflushed {
         }
     }
 
-    /// A flush is to make room. False where one is under way.
-    pub(super) fn begin_flush(&self) -> bool {
-        !self.flushing.swap(true, Ordering::AcqRel)
+    /// A flush is to make room. False where one was asked for, after the end of which those who wait by now go on.
+    pub(super) fn ask_for_flush(&self) -> bool {
+        !self.asked.swap(true, Ordering::AcqRel)
     }
 
-    /// It has ended.
-    pub(super) fn end_flush(&self) {
-        self.flushing.store(false, Ordering::Release);
-    }
-
-    /// Lets those go on who wait for room.
+    /// Lets those go on who wait for room, after a flush.
     pub(super) fn release(&self, result: &Result<()>) {
+        // Before they are looked for: whoever begins to wait after that asks for another flush.
+        self.asked.store(false, Ordering::Release);
         let waiting = std::mem::take(&mut *self.waiting.lock().expect("no holder panics"));
         waiting.into_iter().for_each(|done| done(result.clone()));
     }

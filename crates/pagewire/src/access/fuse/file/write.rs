@@ -12,11 +12,8 @@ use crate::engine::{PushOptions, Pusher, Writer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Completion, FlushDone, Urgency};
 
-/// From so many unflushed bytes on the mount flushes by itself, where it may.
-const FLUSH_ABOVE: u64 = 128 << 20;
-
-/// With so many, whoever writes waits.
-const MOST: u64 = 2 * FLUSH_ABOVE;
+/// How many bytes may be unflushed.
+const ROOM: Room = Room { flush_above: 64 << 20, most: 128 << 20 };
 
 /// From so many written bytes on they are pushed at once.
 const PUSH_ABOVE: u64 = 4 << 20;
@@ -25,8 +22,17 @@ const PUSH_ABOVE: u64 = 4 << 20;
 pub(super) struct Writing {
     pub(super) pusher: Arc<Pusher>,
     pub(super) unflushed: Arc<Unflushed>,
-    /// Whether what is flushed together becomes visible together.
-    pub(super) atomic: bool,
+    /// None where only programs flush, so that what they flush together becomes visible together.
+    room: Option<Room>,
+}
+
+/// How many bytes may be unflushed.
+#[derive(Clone, Copy)]
+struct Room {
+    /// From so many on the file is flushed by itself.
+    flush_above: u64,
+    /// With so many, whoever writes waits.
+    most: u64,
 }
 
 /// What is called with the bytes of several ranges.
@@ -177,7 +183,7 @@ impl Writing {
         let unflushed = Arc::new(Unflushed::default());
         let push = PushOptions { max_dirty: PUSH_ABOVE, ..push.clone() };
         let pusher = Arc::new(Pusher::start(writer, unflushed.clone(), capacity, push)?);
-        Ok(Self { pusher, unflushed, atomic })
+        Ok(Self { pusher, unflushed, room: (!atomic).then_some(ROOM) })
     }
 
     /// Something was written: has it pushed, flushes if there is much, and holds up who writes if there is too
@@ -186,30 +192,35 @@ impl Writing {
         if self.unflushed.dirty_bytes() >= PUSH_ABOVE {
             self.pusher.hurry();
         }
-        if self.atomic || self.unflushed.bytes() < FLUSH_ABOVE {
-            return done(Ok(()));
+        let bytes = self.unflushed.bytes();
+        match self.room {
+            Some(room) if bytes >= room.most => {
+                self.unflushed.when_below(room.most, done);
+                self.flush_soon();
+            }
+            Some(room) if bytes >= room.flush_above => {
+                self.flush_soon();
+                done(Ok(()));
+            }
+            _ => done(Ok(())),
         }
-        if self.unflushed.bytes() < MOST {
-            // One flush for many writes: the others find it under way.
-            self.flush_soon();
-            return done(Ok(()));
-        }
-        self.unflushed.when_below(MOST, done);
-        self.flush_soon();
     }
 
+    /// One flush for many writes: the others find it asked for.
     fn flush_soon(&self) {
-        if !self.unflushed.begin_flush() {
+        if !self.unflushed.ask_for_flush() {
             return;
         }
         let unflushed = self.unflushed.clone();
         self.pusher.submit_flush(Box::new(move |result| {
-            unflushed.end_flush();
-            if let Err(error) = result {
+            if let Err(error) = &result {
                 tracing::warn!(%error, "what was written could not be flushed");
-                // Who waits for room is told, and so is who flushes.
-                unflushed.release(&Err(error));
             }
+            // Who waits for room is told of a failure, as is who flushes.
+            unflushed.release(&result.map(drop));
         }));
     }
 }
+
+#[cfg(test)]
+mod tests;
