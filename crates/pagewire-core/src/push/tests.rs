@@ -246,6 +246,16 @@ fn what_a_store_gives_up_is_dirty_also_where_its_push_ends_later() {
 }
 
 #[test]
+fn long_runs_are_taken_in_aligned_pieces_and_short_ones_together() {
+    let mut state = PushState::new(64);
+    for pages in [1..2, 7..8, 13..40, 50..51] {
+        state.mark(pages);
+    }
+    let taken: Vec<_> = std::iter::from_fn(|| state.take(8)).map(|batch| batch.pages().to_vec()).collect();
+    assert_eq!(taken, [vec![1..2, 7..8, 13..16], vec![16..24], vec![24..32], vec![32..40], vec![50..51]]);
+}
+
+#[test]
 fn pages_that_are_gone_are_pushed_no_more() {
     let mut state = PushState::new(10);
     state.mark(0..6);

@@ -16,7 +16,7 @@ pub mod push;
 pub mod region;
 pub mod trace;
 
-pub use local_copy::{LocalCopy, PlainMemory};
+pub use local_copy::{Lent, LocalCopy, PlainMemory};
 pub use progress::Progress;
 pub use pull::{Fault, PullOptions, Puller};
 #[cfg(feature = "fuse")]

@@ -47,6 +47,10 @@ const WINDOW: u64 = 16 << 20;
 const BUSY: f64 = 200e6;
 const TURN: Duration = Duration::from_millis(3);
 
+/// For how long programs that have written that fast are taken for busy still: they write in bursts, as the kernel
+/// writes back.
+const WRITING: Duration = Duration::from_millis(100);
+
 /// How long to wait before what could not be read is asked for again.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -244,26 +248,42 @@ impl Warming {
 struct Manners<'a> {
     file: &'a RegionFile,
     looked: Instant,
-    seen: u64,
+    seen: Demand,
+    /// Until when somebody counts as writing.
+    writing: Instant,
+}
+
+/// How many bytes programs have asked for and written.
+#[derive(Clone, Copy)]
+struct Demand {
+    read: u64,
+    written: u64,
+}
+
+impl Demand {
+    fn of(file: &RegionFile) -> Self {
+        let Counters { demand_bytes, written_bytes, .. } = &file.counters;
+        Self { read: demand_bytes.load(Ordering::Relaxed), written: written_bytes.load(Ordering::Relaxed) }
+    }
 }
 
 impl<'a> Manners<'a> {
     fn new(file: &'a RegionFile) -> Self {
-        Self { file, looked: Instant::now(), seen: Self::demanded(file) }
-    }
-
-    fn demanded(file: &RegionFile) -> u64 {
-        let Counters { demand_bytes, written_bytes, .. } = &file.counters;
-        demand_bytes.load(Ordering::Relaxed) + written_bytes.load(Ordering::Relaxed)
+        let now = Instant::now();
+        Self { file, looked: now, seen: Demand::of(file), writing: now }
     }
 
     /// Waits until programs are not busy.
     fn wait(&mut self, stop: &Stop) {
         while self.looked.elapsed() >= TURN && !stop.is_set() {
-            let (now, elapsed) = (Self::demanded(self.file), self.looked.elapsed());
-            let rate = (now - self.seen) as f64 / elapsed.as_secs_f64();
-            (self.looked, self.seen) = (Instant::now(), now);
-            if rate < BUSY {
+            let (demand, now) = (Demand::of(self.file), Instant::now());
+            let most = BUSY * (now - self.looked).as_secs_f64();
+            let (read, written) = (demand.read - self.seen.read, demand.written - self.seen.written);
+            (self.looked, self.seen) = (now, demand);
+            if written as f64 > most {
+                self.writing = now + WRITING;
+            }
+            if read as f64 <= most && now >= self.writing {
                 return;
             }
             stop.rest(TURN);
