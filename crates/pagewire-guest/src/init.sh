@@ -29,6 +29,7 @@ for scenario in /scenarios/*; do
   name=${scenario##*/*.}
   echo "begin $name" >&3
   echo "== $name"
+  : >"/out/$name"
   (
     mkdir -p "/tmp/$name" && cd "/tmp/$name" || exit 127
     # In a session of its own, and with limits of its own.
