@@ -6,7 +6,7 @@ use std::ffi::{OsStr, OsString};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::SystemTime;
 
-use super::file::RegionFile;
+use crate::access::region_file::RegionFile;
 use crate::address::encode_percent;
 use crate::error::Result;
 

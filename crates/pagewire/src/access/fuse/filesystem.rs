@@ -1,4 +1,4 @@
-//! The edge to the kernel: translates FUSE requests into what a [`RegionFile`](super::file::RegionFile) does, and
+//! The edge to the kernel: translates FUSE requests into what a [`RegionFile`](crate::access::region_file::RegionFile) does, and
 //! nothing else.
 //!
 //! No request waits on a thread of the session: answers are sent by whoever has them.
@@ -44,7 +44,7 @@ impl MountedRegions {
     }
 
     /// The file of a number that a program has opened.
-    fn file(&self, ino: INodeNo) -> Result<Arc<super::file::RegionFile>, Errno> {
+    fn file(&self, ino: INodeNo) -> Result<Arc<crate::access::region_file::RegionFile>, Errno> {
         self.entry(ino)?.file().ok_or(Errno::EBADF)
     }
 

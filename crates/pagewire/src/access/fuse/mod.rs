@@ -1,23 +1,20 @@
 //! FUSE: a region as a file that any program can open and map; or all regions of a peer as the files of a directory.
 //!
 //! The kernel's page cache is the local copy. What it does not have it asks for, and the answer is sent to it from
-//! the buffer in which it came from the store, by the thread that received it ([`answer`]). The background pull has
-//! the kernel read ahead ([`warm`]). What programs write is written back by the kernel, kept until it is flushed
-//! ([`unflushed`]), and pushed and flushed by the engine's [`Pusher`](crate::engine::Pusher).
+//! the buffer in which it came from the store, by the thread that received it. The background pull has
+//! the kernel read ahead ([`warm`]). What programs write is written back by the kernel, kept until it is flushed,
+//! and pushed and flushed by the engine's [`Pusher`](crate::engine::Pusher): all that is
+//! [`RegionFile`]'s, in which there is no FUSE.
 //!
-//! - [`file`]: what reading, writing, resizing and flushing come to; no FUSE in it.
 //! - [`entries`]: the files of a mount, and what they have besides their bytes.
 //! - [`filesystem`]: translates the kernel's requests.
 //! - [`session`]: making a mount, and taking it down.
 //! - [`upkeep`]: moves files that are read on to newer epochs, and notices that the mount is gone.
 
-mod answer;
 mod entries;
 mod errno;
-mod file;
 mod filesystem;
 mod session;
-mod unflushed;
 mod upkeep;
 mod warm;
 
@@ -30,10 +27,10 @@ use pagewire_core::chunk::ChunkSize;
 use pagewire_core::pull::PullOrder;
 use serde::{Deserialize, Serialize};
 
+use crate::access::region_file::{Counters, RegionFile};
 use crate::engine::PushOptions;
 use crate::error::{Error, ErrorKind, Result};
 use entries::{Entries, Entry};
-use file::RegionFile;
 use warm::{Warmers, Warming};
 
 pub use session::Mount;
@@ -231,7 +228,7 @@ impl Shared {
     fn status_of(&self, entry: &Entry) -> Status {
         let file = entry.file();
         let push = file.as_ref().and_then(|file| file.push_progress());
-        let count = |counter: fn(&file::Counters) -> &std::sync::atomic::AtomicU64| {
+        let count = |counter: fn(&Counters) -> &std::sync::atomic::AtomicU64| {
             file.as_ref().map_or(0, |file| counter(&file.counters).load(std::sync::atomic::Ordering::Relaxed))
         };
         Status {

@@ -15,9 +15,9 @@ use pagewire_sys::event::EventFd;
 use pagewire_sys::mount::{self, ReadAhead};
 
 use super::entries::{Attributes, Entries};
-use super::file::RegionFile;
 use super::filesystem::MountedRegions;
 use super::{MountOptions, Place, Shared, Status, upkeep};
+use crate::access::region_file::RegionFile;
 use crate::address::{PeerAddress, RegionAddress, StoreAddress};
 use crate::engine::Region;
 use crate::engine::trace::Trace;

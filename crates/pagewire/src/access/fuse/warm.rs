@@ -25,7 +25,7 @@ use pagewire_core::chunk::{ByteRange, ChunkSize, Geometry};
 use pagewire_core::pull::PullOrder;
 use pagewire_sys::mount::{Detached, ReadAhead};
 
-use super::file::{Counters, RegionFile};
+use crate::access::region_file::{Counters, RegionFile};
 use crate::error::Result;
 
 /// How far the kernel reads ahead of the thread, in bytes: where a round trip takes next to nothing, and where it

@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 
 use pagewire_core::chunk::{ByteRange, PAGE_SIZE};
 
-use super::super::answer::ReadDone;
-use super::super::unflushed::Unflushed;
+use super::answer::ReadDone;
+use super::unflushed::Unflushed;
 use super::{Access, RegionFile};
 use crate::engine::{PushOptions, Pusher, Writer};
 use crate::error::{Error, ErrorKind, Result};
@@ -50,7 +50,7 @@ impl RegionFile {
     /// [`RegionFile::flush`].
     ///
     /// `done` is told [`ErrorKind::NoSpace`] past the capacity, [`ErrorKind::Fenced`] once somebody else writes.
-    pub(in crate::access::fuse) fn write(self: &Arc<Self>, offset: u64, bytes: &[u8], done: Completion) {
+    pub(in crate::access) fn write(self: &Arc<Self>, offset: u64, bytes: &[u8], done: Completion) {
         let range = ByteRange::new(offset, offset.saturating_add(bytes.len() as u64));
         let writing = match self.begin_change(range.end) {
             Ok(writing) => writing,
@@ -101,7 +101,7 @@ impl RegionFile {
     }
 
     /// Writes zeroes to `range`, as far as it lies within the file.
-    pub(in crate::access::fuse) fn zero(self: &Arc<Self>, range: ByteRange, done: Completion) {
+    pub(in crate::access) fn zero(self: &Arc<Self>, range: ByteRange, done: Completion) {
         let writing = match self.begin_change(0) {
             Ok(writing) => writing,
             Err(error) => return done(Err(error)),
@@ -143,7 +143,7 @@ impl RegionFile {
     }
 
     /// Changes the length: bytes behind a new end are gone, those up to a later end are zeroes.
-    pub(in crate::access::fuse) fn set_length(self: &Arc<Self>, length: u64, done: Completion) {
+    pub(in crate::access) fn set_length(self: &Arc<Self>, length: u64, done: Completion) {
         let writing = match self.begin_change(0) {
             Ok(writing) => writing,
             Err(error) => return done(Err(error)),
@@ -164,12 +164,12 @@ impl RegionFile {
     }
 
     /// Makes the file at least so long, with zeroes.
-    pub(in crate::access::fuse) fn grow(&self, length: u64) -> Result<()> {
+    pub(in crate::access) fn grow(&self, length: u64) -> Result<()> {
         self.begin_change(length).map(drop)
     }
 
     /// Flushes everything that was written before the call: see [`Pusher::flush`].
-    pub(in crate::access::fuse) fn flush(&self, done: FlushDone) {
+    pub(in crate::access) fn flush(&self, done: FlushDone) {
         match self.writing() {
             Ok(writing) => writing.pusher.submit_flush(done),
             Err(_) => done(Ok(self.region.info())),

@@ -1,4 +1,5 @@
-//! A region as a file: what reading, writing, resizing and flushing it come to, without FUSE.
+//! A region as a file, or as the bytes of a block device: what reading, writing, resizing and flushing it come to,
+//! whoever asks for it.
 //!
 //! A file is *read* at one epoch, which moves on when the region does ([`RegionFile::follow`]); or it is *written*
 //! by the one who has the region's lease. What was written stands in front of the store until it is flushed
@@ -7,6 +8,11 @@
 //! Everything is submit and complete: none of these calls waits for the store, and what they call back is
 //! called on the thread that has the answer.
 
+// What block devices need is less.
+#![cfg_attr(not(feature = "fuse"), allow(dead_code))]
+
+mod answer;
+mod unflushed;
 mod write;
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -16,12 +22,14 @@ use std::time::Duration;
 use pagewire_core::bitmap::AtomicBitSet;
 use pagewire_core::chunk::{ByteRange, ChunkSize, Geometry, PAGE_SIZE};
 
-use super::answer::{Answer, ReadDone};
 use crate::engine::trace::Trace;
 use crate::engine::{Moment, Pin, PushOptions, PushProgress, Region, Writer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Completion, Read, STAGED, Urgency};
+use answer::Answer;
 use write::Writing;
+
+pub(super) use answer::ReadDone;
 
 /// From this length on a read goes the way of bulk.
 const LONG: u64 = 64 << 10;
