@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::driving::{Running, pagewire, pattern, run, stdout};
+use crate::driving::{Running, pagewire, pattern, run, stdout, wait_for};
 
 /// Longer than anything here may take: whatever waits as long as this hangs.
 const HANG: Duration = Duration::from_secs(20);
@@ -298,10 +298,15 @@ fn a_mount_fills_its_cache_and_says_how_it_is_doing() {
         assert_eq!((status["length"].as_u64(), status["path"].as_str()), (Some(2 << 20), Some("page-cache")));
         assert_eq!(status["demand_bytes"], 2 << 20);
         let text = stdout(&["info", path]);
-        assert!(text.contains("access       read, by the page-cache"), "{text}");
+        assert!(text.contains("access       read, by the page cache"), "{text}");
         mounted.signal("-TERM");
         assert_eq!(mounted.end().code(), Some(0));
     }
+    let staying = Mounted::start(&place.region, &place.path, &["--stay", "--cache", cache]);
+    let way = "access       read, by the kernel, from the cache's file";
+    wait_for("all is checked", || stdout(&["info", path]).contains(way));
+    assert!(std::fs::read(&place.path).unwrap() == bytes);
+    drop(staying);
     let described = stdout(&["info", &place.region, "--cache", cache, "--json"]);
     let described: serde_json::Value = serde_json::from_str(&described).unwrap();
     assert_eq!(described["cache"]["present_bytes"], 2 << 20);

@@ -8,12 +8,14 @@
 //!
 //! - [`entries`]: the files of a mount, and what they have besides their bytes.
 //! - [`filesystem`]: translates the kernel's requests.
+//! - [`passthrough`]: opens files straight on their caches.
 //! - [`session`]: making a mount, and taking it down.
 //! - [`upkeep`]: moves files that are read on to newer epochs, and notices that the mount is gone.
 
 mod entries;
 mod errno;
 mod filesystem;
+mod passthrough;
 mod session;
 mod upkeep;
 mod warm;
@@ -31,6 +33,7 @@ use crate::access::region_file::{Counters, RegionFile};
 use crate::engine::PushOptions;
 use crate::error::{Error, ErrorKind, Result};
 use entries::{Entries, Entry};
+use passthrough::Passthrough;
 use warm::{Warmers, Warming};
 
 pub use session::Mount;
@@ -103,7 +106,7 @@ pub struct Status {
     pub length: u64,
     /// Whether it can be written to.
     pub writable: bool,
-    /// The way of a read: `page-cache`, or `direct`.
+    /// The way of a read: `page-cache`; `passthrough` where the kernel reads the cache's file itself; or `direct`.
     pub path: String,
     /// How many bytes the kernel was given since they changed last. It may have dropped some of them.
     pub cached_bytes: u64,
@@ -147,6 +150,7 @@ struct Shared {
     entries: Entries,
     options: MountOptions,
     warmers: Arc<Warmers>,
+    passthrough: Passthrough,
     place: std::sync::OnceLock<Place>,
 }
 
@@ -219,9 +223,20 @@ impl Shared {
             order: self.options.order.clone(),
             chunk: self.options.chunk,
             read_ahead: (read_ahead, self.read_ahead()),
+            ends: self.passthrough.is_for(file),
         };
         if let Err(error) = self.warmers.start(warming) {
             tracing::warn!(%error, "there is no background pull");
+        }
+    }
+
+    /// The way that a read takes now, or would take where the file is not open.
+    fn path_of(&self, entry: &Entry, file: Option<&RegionFile>) -> &'static str {
+        let is_ready = || file.is_some_and(|file| self.passthrough.is_ready(file));
+        match self.options.direct {
+            true => "direct",
+            false if entry.opens.is_straight().unwrap_or_else(is_ready) => "passthrough",
+            false => "page-cache",
         }
     }
 
@@ -236,7 +251,7 @@ impl Shared {
             epoch: file.as_ref().map_or(0, |file| file.epoch()),
             length: entry.length(),
             writable: file.as_ref().is_some_and(|file| file.is_writable()),
-            path: if self.options.direct { "direct" } else { "page-cache" }.into(),
+            path: self.path_of(entry, file.as_deref()).into(),
             cached_bytes: file.as_ref().map_or(0, |file| file.read_bytes()),
             demand_bytes: count(|counters| &counters.demand_bytes),
             demand_reads: count(|counters| &counters.demand_reads),

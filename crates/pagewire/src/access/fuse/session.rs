@@ -16,6 +16,7 @@ use pagewire_sys::mount::{self, ReadAhead};
 
 use super::entries::{Attributes, Entries};
 use super::filesystem::MountedRegions;
+use super::passthrough::Passthrough;
 use super::{MountOptions, Place, Shared, Status, upkeep};
 use crate::access::region_file::RegionFile;
 use crate::address::{PeerAddress, RegionAddress, StoreAddress};
@@ -99,7 +100,13 @@ impl Mount {
         };
         let config = config(&options);
         let writable = options.writable;
-        let shared = Arc::new(Shared { entries, options, warmers: Arc::default(), place: OnceLock::new() });
+        let shared = Arc::new(Shared {
+            entries,
+            options,
+            warmers: Arc::default(),
+            passthrough: Passthrough::default(),
+            place: OnceLock::new(),
+        });
         let session =
             Session::new(MountedRegions(shared.clone()), path, &config).map_err(|error| failed(&error))?;
         let session = session.spawn().map_err(|error| failed(&error))?;
