@@ -376,7 +376,8 @@ pub(crate) struct Mount {
     #[arg(long, value_name = "FILE")]
     pub(crate) trace: Option<PathBuf>,
 
-    /// Stay at the epoch that is mounted, whatever happens to the region
+    /// Stay at the epoch that is mounted, whatever happens to the region. With --cache, what is opened once all is
+    /// there is read by the kernel from the cache's file
     #[arg(long)]
     pub(crate) stay: bool,
 

@@ -153,7 +153,8 @@ impl PushState {
     }
 
     /// Takes up to `most` dirty pages for a push. Their dirty marks are cleared *before* the bytes are read, so a
-    /// write that arrives in between marks them again.
+    /// write that arrives in between marks them again. A run of pages that reaches across a multiple of `most` is
+    /// cut there, and ends the batch, so that long runs are taken in pieces that are aligned.
     ///
     /// None where there are none but those that are dirty again while their push is under way.
     pub fn take(&mut self, most: u64) -> Option<Batch> {
@@ -165,8 +166,10 @@ impl PushState {
             while left > 0
                 && let Some(run) = self.next_pushable(from).filter(|run| run.start < part.end)
             {
-                let run = run.start..run.end.min(part.end).min(run.start.saturating_add(left));
-                left -= run.end - run.start;
+                let border = (run.start / most + 1).saturating_mul(most);
+                let end = run.end.min(part.end).min(run.start.saturating_add(left)).min(border);
+                left = if end == border && end < run.end { 0 } else { left - (end - run.start) };
+                let run = run.start..end;
                 self.dirty.remove_range(run.clone());
                 self.pushing.insert_range(run.clone());
                 from = run.end;

@@ -30,6 +30,7 @@
 //! - [`file_mapping`]: a file that is mapped shared
 //! - [`mount`]: mounts, and what a file system is used by
 //! - [`event`], [`signals`], [`thread`]: eventfd, pidfd, poll, signalfd, scheduling of the calling thread
+//! - [`nbd`]: block devices that are answered for over sockets
 //! - [`net`]: network namespaces and TUN devices, for link emulation
 //! - `sqlite` (feature `sqlite`): an SQLite database that lies in a mapping
 
@@ -41,6 +42,7 @@ pub mod file;
 pub mod file_mapping;
 pub mod mapping;
 pub mod mount;
+pub mod nbd;
 pub mod net;
 pub mod pagemap;
 pub mod pulled;

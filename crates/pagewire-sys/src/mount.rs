@@ -1,12 +1,12 @@
 //! Mounts: which one a path is on, whether it is still there, taking it down, and reaching its files without
 //! holding it.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -46,6 +46,39 @@ pub fn mount_of(path: &Path) -> io::Result<(MountId, DeviceId)> {
         return Err(io::ErrorKind::Unsupported.into());
     }
     Ok((MountId(found.stx_mnt_id), DeviceId { major: found.stx_dev_major, minor: found.stx_dev_minor }))
+}
+
+/// Whether a FUSE mount of this subtype is at `path`, which is canonical.
+pub fn is_of_type(path: &Path, subtype: &str) -> bool {
+    // A kernel that is asked directly leaves the subtype out, and the source has its name.
+    let kinds = [format!(" - fuse.{subtype} "), format!(" - fuse {subtype} ")];
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    table.lines().any(|line| {
+        let fields: Vec<&str> = line.split(' ').collect();
+        let is_of_type = kinds.iter().any(|kind| line.contains(kind));
+        is_of_type && fields.get(4).is_some_and(|place| Path::new(&unescape(place)) == path)
+    })
+}
+
+/// A path as it was before the kernel wrote spaces, tabs, line ends and backslashes of it in octal.
+fn unescape(place: &str) -> OsString {
+    let mut bytes = Vec::new();
+    let mut rest = place.as_bytes();
+    while let [first, after @ ..] = rest {
+        let octal =
+            after.get(..3).filter(|_| *first == b'\\').and_then(|digits| std::str::from_utf8(digits).ok());
+        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &after[3..];
+            }
+            None => {
+                bytes.push(*first);
+                rest = after;
+            }
+        }
+    }
+    OsString::from_vec(bytes)
 }
 
 /// The mounts that this process sees, to be waited for to change.

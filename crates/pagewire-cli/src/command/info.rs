@@ -72,7 +72,12 @@ fn print_status(args: &Info, status: &Status) -> Result<()> {
     output::line(format!("region       {}", status.region))?;
     output::line(format!("epoch        {}", status.epoch))?;
     output::line(format!("length       {} ({} bytes)", format_size(status.length), status.length))?;
-    output::line(format!("access       {access}, by the {}", status.path))?;
+    let way = match &*status.path {
+        "page-cache" => "by the page cache",
+        "passthrough" => "by the kernel, from the cache's file",
+        path => path,
+    };
+    output::line(format!("access       {access}, {way}"))?;
     output::line(format!("has arrived  {}", format_size(status.cached_bytes)))?;
     output::line(format!(
         "  waited for {} in {} reads",

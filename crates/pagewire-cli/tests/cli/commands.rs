@@ -3,9 +3,8 @@
 use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Stdio;
-use std::time::{Duration, Instant};
 
-use crate::driving::{Running, pagewire, pattern, run, stdout};
+use crate::driving::{Running, pagewire, pattern, run, stdout, wait_for};
 
 fn file(folder: &tempfile::TempDir, name: &str, bytes: &[u8]) -> std::path::PathBuf {
     let path = folder.path().join(name);
@@ -177,14 +176,6 @@ fn a_copy_that_is_interrupted_leaves_nothing() {
     assert!(std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
     assert_eq!(copy.wait().unwrap().code(), Some(130));
     assert!(!part.exists());
-}
-
-fn wait_for(what: &str, mut ready: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !ready() {
-        assert!(Instant::now() < deadline, "waited in vain: {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 /// The binary with these arguments.
 pub(crate) fn pagewire(args: &[&str]) -> Command {
@@ -59,4 +60,13 @@ impl Drop for Running {
 /// Bytes that differ from page to page and within a page.
 pub(crate) fn pattern(length: usize) -> Vec<u8> {
     (0..length).map(|i| ((i / 4096) * 31 + i % 251) as u8).collect()
+}
+
+/// Waits until `ready`, and fails with `what` when that takes too long.
+pub(crate) fn wait_for(what: &str, mut ready: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !ready() {
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::driving::{Running, pagewire, pattern, run, stdout};
+use crate::driving::{Running, pagewire, pattern, run, stdout, wait_for};
 
 /// Longer than anything here may take: whatever waits as long as this hangs.
 const HANG: Duration = Duration::from_secs(20);
@@ -298,10 +298,15 @@ fn a_mount_fills_its_cache_and_says_how_it_is_doing() {
         assert_eq!((status["length"].as_u64(), status["path"].as_str()), (Some(2 << 20), Some("page-cache")));
         assert_eq!(status["demand_bytes"], 2 << 20);
         let text = stdout(&["info", path]);
-        assert!(text.contains("access       read, by the page-cache"), "{text}");
+        assert!(text.contains("access       read, by the page cache"), "{text}");
         mounted.signal("-TERM");
         assert_eq!(mounted.end().code(), Some(0));
     }
+    let staying = Mounted::start(&place.region, &place.path, &["--stay", "--cache", cache]);
+    let way = "access       read, by the kernel, from the cache's file";
+    wait_for("all is checked", || stdout(&["info", path]).contains(way));
+    assert!(std::fs::read(&place.path).unwrap() == bytes);
+    drop(staying);
     let described = stdout(&["info", &place.region, "--cache", cache, "--json"]);
     let described: serde_json::Value = serde_json::from_str(&described).unwrap();
     assert_eq!(described["cache"]["present_bytes"], 2 << 20);
@@ -362,24 +367,17 @@ fn databases_outlive_their_mounts_and_servers() {
     }
 }
 
-/// Whether the test of an ordinary user's mount is to be left out, which says why.
-fn user_cannot_mount() -> bool {
-    let skip = std::env::var("PAGEWIRE_TEST_SKIP").unwrap_or_default();
-    if skip.split(',').any(|name| name == "userfuse") {
-        eprintln!("SKIPPED: PAGEWIRE_TEST_SKIP names userfuse");
-        return true;
-    }
-    let mode = std::fs::metadata("/dev/fuse").expect("/dev/fuse").permissions().mode();
-    let is_closed = mode & 0o006 != 0o006;
-    if is_closed {
-        eprintln!("SKIPPED: /dev/fuse is not for ordinary users here (mode {:o})", mode & 0o777);
-    }
-    is_closed
-}
+/// A mount namespace with a `/dev/fuse` that is for everybody, in which an ordinary user runs the rest of the arguments.
+const AS_NOBODY: &str = r#"
+mkdir "$1" && mount -t tmpfs -o dev none "$1" && mknod "$1/fuse" c 10 229 && chmod 666 "$1/fuse" &&
+mount --bind "$1/fuse" /dev/fuse && shift &&
+exec setpriv --reuid=65534 --regid=65534 --clear-groups -- "$@""#;
 
 #[test]
 fn an_ordinary_user_mounts_with_fusermount3() {
-    if user_cannot_mount() {
+    let skip = std::env::var("PAGEWIRE_TEST_SKIP").unwrap_or_default();
+    if skip.split(',').any(|name| name == "userfuse") {
+        eprintln!("SKIPPED: PAGEWIRE_TEST_SKIP names userfuse");
         return;
     }
     let bytes = pattern(300_000);
@@ -389,12 +387,10 @@ fn an_ordinary_user_mounts_with_fusermount3() {
     // Where the build is may be closed to others.
     let binary = folder.join("pagewire");
     std::fs::copy(env!("CARGO_BIN_EXE_pagewire"), &binary).unwrap();
-    let as_nobody = |program: &Path| {
-        let mut command = Command::new("setpriv");
-        command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"]).arg(program);
-        command
-    };
-    let child = as_nobody(&binary)
+    let child = Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "sh", "-c", AS_NOBODY, "sh"])
+        .arg(folder.join("dev"))
+        .arg(&binary)
         .args(["mount", &place.region, place.path.to_str().unwrap(), "--writable"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -404,9 +400,19 @@ fn an_ordinary_user_mounts_with_fusermount3() {
     let mut line = String::new();
     BufReader::new(mounted.child.stdout.take().unwrap()).read_line(&mut line).unwrap();
     assert!(line.starts_with("mounted "), "{line:?}: {}", mounted.errors());
-    let read = output(as_nobody("sha256sum".as_ref()).arg(&place.path));
-    assert!(read.status.success(), "{read:?}");
+    let pid = mounted.child.id().to_string();
+    let as_nobody = |script: &str| {
+        let mut command = Command::new("nsenter");
+        command.args(["--mount", "--target", &pid, "setpriv", "--reuid=65534", "--regid=65534"]);
+        command.args(["--clear-groups", "--", "sh", "-c", script, "sh"]).arg(&place.path);
+        output(&mut command)
+    };
+    let same =
+        as_nobody(r#"head -c 1000 "$1" | sha256sum && printf changed | dd of="$1" conv=notrunc,fsync"#);
+    assert!(same.status.success(), "{same:?}");
     mounted.signal("-TERM");
-    assert_eq!(mounted.end().code(), Some(0));
-    assert!(place.bytes() == bytes);
+    assert_eq!(mounted.end().code(), Some(0), "{}", mounted.errors());
+    let mut expected = bytes;
+    expected[..7].copy_from_slice(b"changed");
+    assert!(place.bytes() == expected);
 }

@@ -246,6 +246,20 @@ fn what_a_store_gives_up_is_dirty_also_where_its_push_ends_later() {
 }
 
 #[test]
+fn long_runs_are_taken_in_aligned_pieces_and_short_ones_together() {
+    let mut state = PushState::new(64);
+    for pages in [1..2, 7..8, 13..40, 50..51] {
+        state.mark(pages);
+    }
+    let pieces: [&[(u64, u64)]; 5] =
+        [&[(1, 2), (7, 8), (13, 16)], &[(16, 24)], &[(24, 32)], &[(32, 40)], &[(50, 51)]];
+    for expected in pieces {
+        let batch = state.take(8).expect("there is more");
+        assert!(batch.pages().iter().map(|run| (run.start, run.end)).eq(expected.iter().copied()));
+    }
+}
+
+#[test]
 fn pages_that_are_gone_are_pushed_no_more() {
     let mut state = PushState::new(10);
     state.mark(0..6);

@@ -74,8 +74,9 @@ fn send_from(socket: BorrowedFd<'_>, parts: &[&[u8]], skip: usize, more: bool) -
     retry_count(|| unsafe { libc::sendmsg(socket.as_raw_fd(), &message, flags) })
 }
 
-/// Sends up to `len` bytes of the file from `offset` with one call, without a copy through this process. Returns how
-/// many; 0 is the end of the file. The file's own offset stays.
+/// Sends up to `len` bytes of the file from `offset` with one call, without a copy through this process: to a socket,
+/// or to anything else that can be written to. Returns how many; 0 is the end of the file. The file's own offset
+/// stays.
 ///
 /// # Errors
 ///

@@ -6,12 +6,16 @@
 mod plain;
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use pagewire_core::chunk::ByteRange;
 
 use crate::error::Result;
 
 pub use plain::PlainMemory;
+
+/// Bytes that stay what they are for as long as somebody has them.
+pub type Lent = Arc<dyn AsRef<[u8]> + Send + Sync>;
 
 /// What is filled. Ranges are aligned to pages, but for the end of the region. Calls come from any
 /// thread, and for different ranges at once.
@@ -76,6 +80,12 @@ pub trait LocalCopy: Send + Sync {
             rest = behind;
         }
         Ok(())
+    }
+
+    /// The same for one range, where its bytes lie together and need not be copied.
+    fn lend(&self, range: ByteRange) -> Option<Lent> {
+        let _ = range;
+        None
     }
 
     /// Appends the ranges that were written since they were placed or taken last, in order; from now on

@@ -18,10 +18,10 @@ pub mod push;
 pub mod region;
 pub mod trace;
 
-pub use local_copy::{LocalCopy, PlainMemory};
+pub use local_copy::{Lent, LocalCopy, PlainMemory};
 pub use progress::Progress;
 pub use pull::{Fault, PullOptions, Puller};
-#[cfg(feature = "fuse")]
+#[cfg(any(feature = "fuse", feature = "nbd"))]
 pub(crate) use push::Moment;
 pub use push::{PushOptions, PushProgress, Pusher};
 pub use region::{Change, Pin, Region, Watch, Writer};

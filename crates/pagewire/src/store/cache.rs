@@ -211,8 +211,17 @@ impl CacheStore {
     ///
     /// If the file cannot be read.
     pub fn check(&self) -> Result<bool> {
+        self.check_while(|| true)
+    }
+
+    /// [`CacheStore::check`] for as long as it is to `go_on`, which is asked again and again.
+    ///
+    /// # Errors
+    ///
+    /// If the file cannot be read.
+    pub fn check_while(&self, go_on: impl Fn() -> bool) -> Result<bool> {
         self.settle();
-        self.local.check_rest()
+        self.local.check_rest(go_on)
     }
 
     /// What is missing of the newest epoch.

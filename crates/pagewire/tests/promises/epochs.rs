@@ -1,11 +1,13 @@
 //! A region that changes while it is read: each reader sees one epoch, or an error, never a mix.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Instant;
 
 use pagewire::engine::{Change, Region};
-use pagewire::store::{Blocking, MemoryStore, RemoteOptions, RemoteStore, Store};
+use pagewire::store::{
+    Blocking, Completion, Flush, Info, MemoryStore, Read, RemoteOptions, RemoteStore, Stage, Store,
+};
 use pagewire::{ByteRange, ErrorKind, PullOrder};
 
 use crate::support::{self, anywhere, patient_for, region_at};
@@ -52,6 +54,56 @@ fn each_mapping_shows_the_epoch_that_it_was_made_at() {
         assert!(mapping.iter().all(|byte| *byte == 7));
         assert!(!mapping.refresh().unwrap(), "there is nothing newer");
     }
+}
+
+/// A store that goes on to the next epoch right after it was pinned, once.
+struct Moving {
+    store: MemoryStore,
+    region: Mutex<Weak<Region>>,
+}
+
+impl Store for Moving {
+    fn info(&self) -> Info {
+        self.store.info()
+    }
+    fn read(&self, read: Read) {
+        self.store.read(read);
+    }
+    fn write(&self, ranges: &[ByteRange], bytes: &[u8], done: Completion) {
+        self.store.write(ranges, bytes, done);
+    }
+    fn flush(&self, flush: Flush) {
+        self.store.flush(flush);
+    }
+    fn stage(&self) -> Stage {
+        self.store.stage()
+    }
+    fn fence(&self) -> pagewire::Result<Option<u64>> {
+        self.store.fence()
+    }
+    fn pin(&self, epoch: Option<u64>) -> pagewire::Result<Info> {
+        let info = self.store.pin(epoch)?;
+        let region = std::mem::take(&mut *self.region.lock().unwrap());
+        if let Some(region) = region.upgrade() {
+            fill(&region, 2);
+        }
+        Ok(info)
+    }
+    fn unpin(&self, epoch: u64) {
+        self.store.unpin(epoch);
+    }
+}
+
+#[test]
+fn an_epoch_that_comes_while_a_region_is_opened_is_told() {
+    let store = Arc::new(Moving { store: MemoryStore::new(LENGTH), region: Mutex::default() });
+    let region = Region::new("changing", store.clone()).unwrap();
+    let first = fill(&region, 1);
+    let (_server, address) = support::serve([region.clone()], &anywhere());
+    *store.region.lock().unwrap() = Arc::downgrade(&region);
+    let reader = RemoteStore::connect(&region_at(&address, "changing"), &RemoteOptions::default()).unwrap();
+    assert_eq!(reader.info().epoch, first);
+    support::wait_until("the reader is told", || reader.newest() == first + 1);
 }
 
 #[test]

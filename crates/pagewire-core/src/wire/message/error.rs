@@ -85,9 +85,9 @@ kinds! {
     Unavailable = 11, "unavailable";
     /// The request was cancelled.
     Cancelled = 12, "cancelled";
-    /// Reserved for writes: the lease is somebody else's.
+    /// The lease is somebody else's.
     Fenced = 13, "fenced";
-    /// Reserved for writes: no space left.
+    /// No space is left.
     NoSpace = 14, "no space left";
 }
 

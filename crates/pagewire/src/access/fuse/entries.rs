@@ -6,7 +6,8 @@ use std::ffi::{OsStr, OsString};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::SystemTime;
 
-use super::file::RegionFile;
+use super::passthrough::Opens;
+use crate::access::region_file::RegionFile;
 use crate::address::encode_percent;
 use crate::error::Result;
 
@@ -21,6 +22,7 @@ pub(super) struct Entry {
     state: Mutex<State>,
     /// Held while it is opened.
     opening: Mutex<()>,
+    pub(super) opens: Opens,
 }
 
 struct State {
@@ -76,7 +78,13 @@ struct Known {
 impl Entry {
     fn new(ino: u64, region: &str, length: u64, attributes: Attributes) -> Arc<Self> {
         let state = Mutex::new(State { file: None, length, attributes });
-        Arc::new(Self { ino, region: region.into(), state, opening: Mutex::default() })
+        Arc::new(Self {
+            ino,
+            region: region.into(),
+            state,
+            opening: Mutex::default(),
+            opens: Opens::default(),
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

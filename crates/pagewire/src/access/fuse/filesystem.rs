@@ -1,10 +1,11 @@
-//! The edge to the kernel: translates FUSE requests into what a [`RegionFile`](super::file::RegionFile) does, and
+//! The edge to the kernel: translates FUSE requests into what a [`RegionFile`](crate::access::region_file::RegionFile) does, and
 //! nothing else.
 //!
 //! No request waits on a thread of the session: answers are sent by whoever has them.
 
 use std::ffi::OsStr;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -44,7 +45,7 @@ impl MountedRegions {
     }
 
     /// The file of a number that a program has opened.
-    fn file(&self, ino: INodeNo) -> Result<Arc<super::file::RegionFile>, Errno> {
+    fn file(&self, ino: INodeNo) -> Result<Arc<crate::access::region_file::RegionFile>, Errno> {
         self.entry(ino)?.file().ok_or(Errno::EBADF)
     }
 
@@ -116,6 +117,7 @@ impl Filesystem for MountedRegions {
         if self.0.options.writable && config.add_capabilities(InitFlags::FUSE_WRITEBACK_CACHE).is_err() {
             tracing::warn!("this kernel has no writeback cache for FUSE; each write is a request of its own");
         }
+        self.0.passthrough.negotiate(&self.0.options, config);
         let _ = config.set_max_background(BACKGROUND);
         let _ = config.set_congestion_threshold(BACKGROUND);
         let _ = config.set_max_write(super::REQUEST);
@@ -204,16 +206,24 @@ impl Filesystem for MountedRegions {
         };
         let answer = move |shared: &Arc<Shared>| {
             let opened = shared.open(&entry).and_then(|file| match flags.acc_mode() {
-                OpenAccMode::O_RDONLY => Ok(()),
-                _ if file.is_writable() => Ok(()),
+                OpenAccMode::O_RDONLY => Ok(file),
+                _ if file.is_writable() => Ok(file),
                 _ => Err(Error::new(ErrorKind::Denied, "the file is mounted for reading")),
             });
             match opened {
-                Ok(()) if shared.options.direct => {
+                Ok(_) if shared.options.direct => {
                     let flags = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
                     reply.opened(FileHandle(0), flags);
                 }
-                Ok(()) => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE),
+                Ok(file) => {
+                    let register = |image: BorrowedFd<'_>| reply.open_backing(image);
+                    match entry.opens.open(|| shared.passthrough.backing(&file, register)) {
+                        Some(backing) => {
+                            reply.opened_passthrough(FileHandle(0), FopenFlags::empty(), &backing);
+                        }
+                        None => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE),
+                    }
+                }
                 Err(error) => {
                     tracing::warn!(region = entry.region, %error, "a file cannot be opened");
                     reply.error(errno(&error));
@@ -286,6 +296,22 @@ impl Filesystem for MountedRegions {
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
         // Nothing is to be done at a close; the kernel does not ask again.
         reply.error(Errno::ENOSYS);
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        if let Ok(entry) = self.entry(ino) {
+            entry.opens.release();
+        }
+        reply.ok();
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {

@@ -1,23 +1,22 @@
 //! FUSE: a region as a file that any program can open and map; or all regions of a peer as the files of a directory.
 //!
 //! The kernel's page cache is the local copy. What it does not have it asks for, and the answer is sent to it from
-//! the buffer in which it came from the store, by the thread that received it ([`answer`]). The background pull has
-//! the kernel read ahead ([`warm`]). What programs write is written back by the kernel, kept until it is flushed
-//! ([`unflushed`]), and pushed and flushed by the engine's [`Pusher`](crate::engine::Pusher).
+//! the buffer in which it came from the store, by the thread that received it. The background pull has
+//! the kernel read ahead ([`warm`]). What programs write is written back by the kernel, kept until it is flushed,
+//! and pushed and flushed by the engine's [`Pusher`](crate::engine::Pusher): all that is
+//! [`RegionFile`]'s, in which there is no FUSE.
 //!
-//! - [`file`]: what reading, writing, resizing and flushing come to; no FUSE in it.
 //! - [`entries`]: the files of a mount, and what they have besides their bytes.
 //! - [`filesystem`]: translates the kernel's requests.
+//! - [`passthrough`]: opens files straight on their caches.
 //! - [`session`]: making a mount, and taking it down.
 //! - [`upkeep`]: moves files that are read on to newer epochs, and notices that the mount is gone.
 
-mod answer;
 mod entries;
 mod errno;
-mod file;
 mod filesystem;
+mod passthrough;
 mod session;
-mod unflushed;
 mod upkeep;
 mod warm;
 
@@ -30,10 +29,11 @@ use pagewire_core::chunk::ChunkSize;
 use pagewire_core::pull::PullOrder;
 use serde::{Deserialize, Serialize};
 
+use crate::access::region_file::{Counters, RegionFile};
 use crate::engine::PushOptions;
 use crate::error::{Error, ErrorKind, Result};
 use entries::{Entries, Entry};
-use file::RegionFile;
+use passthrough::Passthrough;
 use warm::{Warmers, Warming};
 
 pub use session::Mount;
@@ -106,7 +106,7 @@ pub struct Status {
     pub length: u64,
     /// Whether it can be written to.
     pub writable: bool,
-    /// The way of a read: `page-cache`, or `direct`.
+    /// The way of a read: `page-cache`; `passthrough` where the kernel reads the cache's file itself; or `direct`.
     pub path: String,
     /// How many bytes the kernel was given since they changed last. It may have dropped some of them.
     pub cached_bytes: u64,
@@ -150,6 +150,7 @@ struct Shared {
     entries: Entries,
     options: MountOptions,
     warmers: Arc<Warmers>,
+    passthrough: Passthrough,
     place: std::sync::OnceLock<Place>,
 }
 
@@ -222,16 +223,27 @@ impl Shared {
             order: self.options.order.clone(),
             chunk: self.options.chunk,
             read_ahead: (read_ahead, self.read_ahead()),
+            ends: self.passthrough.is_for(file),
         };
         if let Err(error) = self.warmers.start(warming) {
             tracing::warn!(%error, "there is no background pull");
         }
     }
 
+    /// The way that a read takes now, or would take where the file is not open.
+    fn path_of(&self, entry: &Entry, file: Option<&RegionFile>) -> &'static str {
+        let is_ready = || file.is_some_and(|file| self.passthrough.is_ready(file));
+        match self.options.direct {
+            true => "direct",
+            false if entry.opens.is_straight().unwrap_or_else(is_ready) => "passthrough",
+            false => "page-cache",
+        }
+    }
+
     fn status_of(&self, entry: &Entry) -> Status {
         let file = entry.file();
         let push = file.as_ref().and_then(|file| file.push_progress());
-        let count = |counter: fn(&file::Counters) -> &std::sync::atomic::AtomicU64| {
+        let count = |counter: fn(&Counters) -> &std::sync::atomic::AtomicU64| {
             file.as_ref().map_or(0, |file| counter(&file.counters).load(std::sync::atomic::Ordering::Relaxed))
         };
         Status {
@@ -239,7 +251,7 @@ impl Shared {
             epoch: file.as_ref().map_or(0, |file| file.epoch()),
             length: entry.length(),
             writable: file.as_ref().is_some_and(|file| file.is_writable()),
-            path: if self.options.direct { "direct" } else { "page-cache" }.into(),
+            path: self.path_of(entry, file.as_deref()).into(),
             cached_bytes: file.as_ref().map_or(0, |file| file.read_bytes()),
             demand_bytes: count(|counters| &counters.demand_bytes),
             demand_reads: count(|counters| &counters.demand_reads),

@@ -1,9 +1,7 @@
 //! Making a mount, and taking it down with everything flushed.
 
-use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -15,9 +13,10 @@ use pagewire_sys::event::EventFd;
 use pagewire_sys::mount::{self, ReadAhead};
 
 use super::entries::{Attributes, Entries};
-use super::file::RegionFile;
 use super::filesystem::MountedRegions;
+use super::passthrough::Passthrough;
 use super::{MountOptions, Place, Shared, Status, upkeep};
+use crate::access::region_file::RegionFile;
 use crate::address::{PeerAddress, RegionAddress, StoreAddress};
 use crate::engine::Region;
 use crate::engine::trace::Trace;
@@ -99,7 +98,13 @@ impl Mount {
         };
         let config = config(&options);
         let writable = options.writable;
-        let shared = Arc::new(Shared { entries, options, warmers: Arc::default(), place: OnceLock::new() });
+        let shared = Arc::new(Shared {
+            entries,
+            options,
+            warmers: Arc::default(),
+            passthrough: Passthrough::default(),
+            place: OnceLock::new(),
+        });
         let session =
             Session::new(MountedRegions(shared.clone()), path, &config).map_err(|error| failed(&error))?;
         let session = session.spawn().map_err(|error| failed(&error))?;
@@ -357,7 +362,7 @@ fn mount_point(path: &Path, directory: bool) -> Result<(PathBuf, bool)> {
     let path = path.canonicalize().map_err(failed)?;
     let parent = path.parent().unwrap_or(Path::new("/"));
     let (here, above) = (mount::mount_of(&path).map_err(failed)?, mount::mount_of(parent).map_err(failed)?);
-    if here.0 != above.0 && is_ours(&path) {
+    if here.0 != above.0 && mount::is_of_type(&path, "pagewire") {
         return Err(Error::new(ErrorKind::Busy, format!("{} is mounted already", path.display())));
     }
     Ok((path, false))
@@ -370,43 +375,11 @@ fn is_dead(path: &Path) -> bool {
         Err(error) => is_dead(error),
         // The kernel tells of a mount's root what it remembers, but it cannot open it.
         Ok(found) if found.is_file() || found.is_dir() => {
-            path.canonicalize().is_ok_and(|path| is_ours(&path))
+            path.canonicalize().is_ok_and(|path| mount::is_of_type(&path, "pagewire"))
                 && std::fs::File::open(path).is_err_and(is_dead)
         }
         Ok(_) => false,
     }
-}
-
-/// Whether one of our mounts is at `path`.
-fn is_ours(path: &Path) -> bool {
-    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    table.lines().any(|line| {
-        let fields: Vec<&str> = line.split(' ').collect();
-        // A kernel that is asked directly leaves the subtype out.
-        let is_ours = [" - fuse.pagewire ", " - fuse pagewire "].iter().any(|kind| line.contains(kind));
-        is_ours && fields.get(4).is_some_and(|place| Path::new(&unescape(place)) == path)
-    })
-}
-
-/// A path as it was before the kernel wrote spaces, tabs, line ends and backslashes of it in octal.
-fn unescape(place: &str) -> OsString {
-    let mut bytes = Vec::new();
-    let mut rest = place.as_bytes();
-    while let [first, after @ ..] = rest {
-        let octal =
-            after.get(..3).filter(|_| *first == b'\\').and_then(|digits| std::str::from_utf8(digits).ok());
-        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = &after[3..];
-            }
-            None => {
-                bytes.push(*first);
-                rest = after;
-            }
-        }
-    }
-    OsString::from_vec(bytes)
 }
 
 /// Takes a mount down: an ordinary user has fusermount3 do it.

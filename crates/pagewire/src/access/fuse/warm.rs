@@ -4,8 +4,8 @@
 //! read from the store as background work. So a program's later access finds its bytes in the page cache, and makes
 //! no trip to user space. The cache can be evicted: what was read is a hint.
 //!
-//! Long runs are read by touching a byte here and there, with the kernel's own readahead in front: it makes the cache
-//! of large folios, at half the price of single pages. Short runs are asked for one by one, and waited for together.
+//! Long runs are read in order, to nowhere, with the kernel's own readahead in front: it makes the cache of large folios,
+//! at half the price of single pages. Short runs are asked for one by one, and waited for together.
 //!
 //! The file is reached by a clone of the mount that is under no path, where that is permitted, so that the mount can
 //! be taken down meanwhile.
@@ -13,7 +13,6 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, RwLock};
@@ -24,8 +23,9 @@ use pagewire_core::bitmap::BitSet;
 use pagewire_core::chunk::{ByteRange, ChunkSize, Geometry};
 use pagewire_core::pull::PullOrder;
 use pagewire_sys::mount::{Detached, ReadAhead};
+use pagewire_sys::socket::send_file;
 
-use super::file::{Counters, RegionFile};
+use crate::access::region_file::{Counters, RegionFile};
 use crate::error::Result;
 
 /// How far the kernel reads ahead of the thread, in bytes: where a round trip takes next to nothing, and where it
@@ -36,8 +36,8 @@ pub(super) const LONG_WAY: Duration = Duration::from_millis(1);
 /// From this length on a run is a long one.
 const LONG: u64 = 1 << 20;
 
-/// How far apart a long run is touched: in each window of readahead there is a place that has the next one begun.
-const STRIDE: u64 = 64 << 10;
+/// How much of a long run is read at once: between two reads the thread looks whether to go on.
+const PIECE: u64 = 256 << 10;
 
 /// How much is asked for at once of short runs, and how much of it may be on its way.
 const STEP: u64 = 128 << 10;
@@ -46,6 +46,10 @@ const WINDOW: u64 = 16 << 20;
 /// From so many bytes a second on programs are busy, and how often to look.
 const BUSY: f64 = 200e6;
 const TURN: Duration = Duration::from_millis(3);
+
+/// For how long programs that have written that fast are taken for busy still: they write in bursts, as the kernel
+/// writes back.
+const WRITING: Duration = Duration::from_millis(100);
 
 /// How long to wait before what could not be read is asked for again.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -82,6 +86,27 @@ impl Stop {
     }
 }
 
+/// A file that is read, and where its bytes go.
+struct Source {
+    file: File,
+    nowhere: File,
+}
+
+impl Source {
+    /// Has the kernel read a range into its page cache, as for a program that reads in order, but without a copy.
+    fn read(&self, range: ByteRange) -> std::io::Result<()> {
+        let mut at = range.start;
+        while at < range.end {
+            match send_file(self.nowhere.as_fd(), self.file.as_fd(), at, range.end - at)? {
+                // It ends there by now.
+                0 => break,
+                read => at += read,
+            }
+        }
+        Ok(())
+    }
+}
+
 /// What a warmer is to read.
 pub(super) struct Warming {
     pub(super) file: Arc<RegionFile>,
@@ -92,6 +117,8 @@ pub(super) struct Warming {
     pub(super) chunk: ChunkSize,
     /// How far the kernel reads ahead in files that programs open.
     pub(super) read_ahead: (ReadAhead, u64),
+    /// Whether it is over when all is in the region's cache, so that the file can be opened straight on that.
+    pub(super) ends: bool,
 }
 
 impl Warmers {
@@ -112,11 +139,17 @@ impl Warmers {
             crate::schedule::bulk();
             let id = pagewire_sys::thread::id();
             this.threads.write().expect("no holder panics").insert(id);
-            let file = warming.open();
+            // What is all in the cache may not be needed, and could not be opened straight on that meanwhile.
+            let is_done = warming.may_be_done() && {
+                let _ = opened.try_send(());
+                warming.is_done(&this.stop)
+            };
+            let source = if is_done { Ok(None) } else { warming.open().map(Some) };
             // There is room for the one word.
             let _ = opened.try_send(());
-            match file {
-                Ok(file) => warming.run(&file, &this.stop),
+            match source {
+                Ok(None) => {}
+                Ok(Some(source)) => warming.run(&source, &this.stop),
                 Err(error) => tracing::warn!(%error, "there is no background pull"),
             }
             this.threads.write().expect("no holder panics").remove(&id);
@@ -142,18 +175,21 @@ impl Warmers {
 }
 
 impl Warming {
-    fn run(&self, file: &File, stop: &Stop) {
+    fn run(&self, source: &Source, stop: &Stop) {
         let mut told = false;
         while !stop.is_set() {
             let geometry = Geometry::new(self.file.length(), self.chunk);
             let missing = self.missing(geometry);
+            if missing.is_empty() && self.is_done(stop) {
+                return;
+            }
             if missing.is_empty() {
                 // It is there, as far as anybody can tell; a newer epoch may make it stale.
                 stop.rest(PAUSE);
                 continue;
             }
             let before = self.file.read_bytes();
-            if let Err(error) = self.round(file, &missing, stop)
+            if let Err(error) = self.round(source, &missing, stop)
                 && !std::mem::replace(&mut told, true)
             {
                 tracing::warn!(%error, "the background pull pauses");
@@ -164,7 +200,21 @@ impl Warming {
         }
     }
 
-    fn open(&self) -> std::io::Result<File> {
+    /// Whether nothing is missing in the cache, as far as that is known without looking.
+    fn may_be_done(&self) -> bool {
+        self.ends && self.file.region().cache().is_some_and(|cache| cache.missing().is_empty())
+    }
+
+    /// Whether all is in the cache, and as it should be: nobody needs the page cache of this mount any more.
+    fn is_done(&self, stop: &Stop) -> bool {
+        let Some(cache) = self.file.region().cache().filter(|_| self.ends) else { return false };
+        cache.check_while(|| !stop.is_set()).unwrap_or_else(|error| {
+            tracing::warn!(%error, "the cache cannot be checked");
+            false
+        })
+    }
+
+    fn open(&self) -> std::io::Result<Source> {
         // The open file is to be no obstacle to the end of this process.
         pagewire_sys::thread::leave_descriptors()?;
         // A file that is opened now is read ahead that far; those that programs open later are not.
@@ -175,7 +225,7 @@ impl Warming {
             .and_then(|detached| detached.open(&self.path))
             .or_else(|_| File::open(join(&self.mount, &self.path)));
         let _may_not = read_ahead.set(*bytes);
-        opened
+        Ok(Source { file: opened?, nowhere: File::options().write(true).open("/dev/null")? })
     }
 
     /// What was not read since it changed last, in the order of the pull.
@@ -190,7 +240,7 @@ impl Warming {
         self.order.plan(geometry, &present)
     }
 
-    fn round(&self, file: &File, missing: &[ByteRange], stop: &Stop) -> std::io::Result<()> {
+    fn round(&self, source: &Source, missing: &[ByteRange], stop: &Stop) -> std::io::Result<()> {
         let mut short = Vec::new();
         let mut manners = Manners::new(&self.file);
         for run in missing {
@@ -198,28 +248,27 @@ impl Warming {
                 short.push(*run);
                 continue;
             }
-            self.ask(file, &std::mem::take(&mut short), stop)?;
-            let mut byte = [0];
-            for at in (run.start..run.end).step_by(STRIDE as usize) {
+            self.ask(source, &std::mem::take(&mut short), stop)?;
+            for piece in run.split(PIECE) {
                 manners.wait(stop);
                 if stop.is_set() {
                     return Ok(());
                 }
-                file.read_at(&mut byte, at)?;
+                source.read(piece)?;
             }
         }
-        self.ask(file, &short, stop)
+        self.ask(source, &short, stop)
     }
 
     /// Has short runs read, and waits for them.
-    fn ask(&self, file: &File, runs: &[ByteRange], stop: &Stop) -> std::io::Result<()> {
+    fn ask(&self, source: &Source, runs: &[ByteRange], stop: &Stop) -> std::io::Result<()> {
         let mut asked = VecDeque::new();
         let mut on_way = 0;
         let mut pieces = runs.iter().flat_map(|run| run.split(STEP)).filter(|piece| self.file.misses(*piece));
         loop {
             let next = if on_way < WINDOW { pieces.next() } else { None };
             if let Some(piece) = next {
-                pagewire_sys::file::fadvise_willneed(file.as_fd(), piece.start, piece.len())?;
+                pagewire_sys::file::fadvise_willneed(source.file.as_fd(), piece.start, piece.len())?;
                 on_way += piece.len();
                 asked.push_back((piece, Instant::now()));
                 continue;
@@ -244,26 +293,42 @@ impl Warming {
 struct Manners<'a> {
     file: &'a RegionFile,
     looked: Instant,
-    seen: u64,
+    seen: Demand,
+    /// Until when somebody counts as writing.
+    writing: Instant,
+}
+
+/// How many bytes programs have asked for and written.
+#[derive(Clone, Copy)]
+struct Demand {
+    read: u64,
+    written: u64,
+}
+
+impl Demand {
+    fn of(file: &RegionFile) -> Self {
+        let Counters { demand_bytes, written_bytes, .. } = &file.counters;
+        Self { read: demand_bytes.load(Ordering::Relaxed), written: written_bytes.load(Ordering::Relaxed) }
+    }
 }
 
 impl<'a> Manners<'a> {
     fn new(file: &'a RegionFile) -> Self {
-        Self { file, looked: Instant::now(), seen: Self::demanded(file) }
-    }
-
-    fn demanded(file: &RegionFile) -> u64 {
-        let Counters { demand_bytes, written_bytes, .. } = &file.counters;
-        demand_bytes.load(Ordering::Relaxed) + written_bytes.load(Ordering::Relaxed)
+        let now = Instant::now();
+        Self { file, looked: now, seen: Demand::of(file), writing: now }
     }
 
     /// Waits until programs are not busy.
     fn wait(&mut self, stop: &Stop) {
         while self.looked.elapsed() >= TURN && !stop.is_set() {
-            let (now, elapsed) = (Self::demanded(self.file), self.looked.elapsed());
-            let rate = (now - self.seen) as f64 / elapsed.as_secs_f64();
-            (self.looked, self.seen) = (Instant::now(), now);
-            if rate < BUSY {
+            let (demand, now) = (Demand::of(self.file), Instant::now());
+            let most = BUSY * (now - self.looked).as_secs_f64();
+            let (read, written) = (demand.read - self.seen.read, demand.written - self.seen.written);
+            (self.looked, self.seen) = (now, demand);
+            if written as f64 > most {
+                self.writing = now + WRITING;
+            }
+            if read as f64 <= most && now >= self.writing {
                 return;
             }
             stop.rest(TURN);

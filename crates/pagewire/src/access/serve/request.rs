@@ -53,9 +53,13 @@ pub(super) fn answer_request(
                         Some((_, epoch)) => region.pin_epoch(epoch)?,
                         None => region.pin()?,
                     };
-                    let info = shared.to_wire(&pin.info(), access);
+                    let (info, epoch) = (shared.to_wire(&pin.info(), access), pin.epoch());
                     let handle = session.open(pin, None)?;
                     outgoing.reply(id, &Reply::Opened { handle, info });
+                    // One that came before the handle was there was told to nobody.
+                    if region.newest() > epoch {
+                        session.epoch(region, region.newest());
+                    }
                 }
             }
         }

@@ -8,6 +8,7 @@ use pagewire_core::push::Batch;
 
 use super::{Inner, Lengths, State, closed};
 use crate::error::{Error, ErrorKind, Result};
+use crate::store::Completion;
 
 /// How many pages go in one write: as many as a frame of the protocol carries.
 const BATCH: u64 = 256;
@@ -132,12 +133,17 @@ impl Inner {
         let range = |pages: &std::ops::Range<u64>| ByteRange::of_pages(pages.clone()).clamp_to(end);
         let ranges: Vec<ByteRange> = batch.pages().iter().map(range).filter(|r| !r.is_empty()).collect();
         let length = ByteRange::total(&ranges);
+        let this = self.clone();
+        let done: Completion = Box::new(move |result| this.sent(batch, length, result));
+        let lent = if let [range] = ranges[..] { self.local.lend(range) } else { None };
+        if let Some(bytes) = lent {
+            return self.writer.write(&ranges, (*bytes).as_ref(), done);
+        }
         let bytes = aligned(bytes, length as usize);
         if let Err(error) = self.local.read_back_ranges(&ranges, bytes) {
-            return self.sent(batch, 0, Err(error));
+            return done(Err(error));
         }
-        let this = self.clone();
-        self.writer.write(&ranges, bytes, Box::new(move |result| this.sent(batch, length, result)));
+        self.writer.write(&ranges, bytes, done);
     }
 
     /// The outcome of a push is known.

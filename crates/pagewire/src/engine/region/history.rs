@@ -14,6 +14,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::store::gate::{Gate, Ticket};
 use crate::store::{Blocking, Info, Part, Read, STAGED, Sink, Store, stale};
 
+/// While no epoch is held, so many times less is kept: for a reader that may come. To keep all that a writer
+/// replaces in order would cost as much as what it writes.
+const UNHELD: u64 = 8;
+
 /// The epochs of one store.
 pub(super) struct History {
     state: Mutex<State>,
@@ -31,7 +35,7 @@ struct State {
     version: u64,
     /// The newest version.
     newest: u64,
-    images: BeforeImages<Arc<[u8]>>,
+    images: BeforeImages<Arc<Vec<u8>>>,
     /// The epochs that readers hold: the version of each, its length, and how many readers.
     held: BTreeMap<u64, Held>,
 }
@@ -159,8 +163,8 @@ impl History {
                 .iter()
                 .map(|range| range.clamp_to(info.length))
                 .filter(|range| !range.is_empty())
-                .map(|range| Ok((range, Arc::from(store.read_bytes(range, info.epoch)?))))
-                .collect::<Result<Vec<(ByteRange, Arc<[u8]>)>>>()?;
+                .map(|range| Ok((range, Arc::new(store.read_bytes(range, info.epoch)?))))
+                .collect::<Result<Vec<(ByteRange, Arc<Vec<u8>>)>>>()?;
             let mut state = self.lock();
             if !is_kept && state.can_be_given() {
                 // There was a flush in between.
@@ -169,7 +173,8 @@ impl History {
             state.newest += 1;
             let (version, cost) = (state.newest, images.iter().map(|(range, _)| range.len()).sum());
             state.images.commit(version, images, cost);
-            state.images.trim(self.bound);
+            let bound = if state.held.is_empty() { self.bound / UNHELD } else { self.bound };
+            state.images.trim(bound);
             break;
         }
         // From here on, reads of older versions take the images; those that began before must end.

@@ -82,6 +82,21 @@ fn images_that_nobody_needs_are_dropped() {
     assert!(region.pin_epoch(first).is_err(), "nobody was pinned to it");
 }
 
+#[test]
+fn while_nobody_reads_little_is_kept_for_a_reader_that_may_come() {
+    let region = Region::with_images("r", plain(100_000), 80_000).unwrap();
+    let writer = region.writer("test").unwrap();
+    writer.write_bytes(0, &[1; 6000]).unwrap();
+    let pin = region.pin().expect("there are images of all that was replaced");
+    writer.write_bytes(50_000, &[2; 6000]).unwrap();
+    assert_eq!(image(&region, pin.epoch(), 60_000).unwrap(), [0; 60_000], "all is kept for a reader");
+    drop(pin);
+    writer.write_bytes(90_000, &[3; 6000]).unwrap();
+    assert_eq!(region.pin().err().unwrap().kind(), ErrorKind::Busy, "more was replaced than is kept");
+    writer.flush_all().unwrap();
+    assert_eq!(image(&region, region.pin().unwrap().epoch(), 6000).unwrap(), [1; 6000]);
+}
+
 /// A store that writes through and keeps no epochs, and fails its second write when told.
 struct Plain {
     store: MemoryStore,

@@ -226,6 +226,17 @@ impl View {
             && self.cut.is_none_or(|(cut, _)| page < cut / PAGE_SIZE)
     }
 
+    /// The first page at or after `from` that is there and was not looked at.
+    pub(super) fn next_unchecked(&self, mut from: u64) -> Option<u64> {
+        loop {
+            let page = self.present.next_member(from)?;
+            if !self.checked.contains(page) {
+                return Some(page);
+            }
+            from = self.checked.next_gap(page)?;
+        }
+    }
+
     /// Whether every page is there, and was looked at.
     pub(super) fn is_complete(&self) -> bool {
         self.present.is_full() && self.checked.is_full()

@@ -219,13 +219,17 @@ impl Local {
         Ok((whole, fits.collect()))
     }
 
-    /// Looks at what nobody has looked at yet of what is there. Answers whether all of the region is.
-    pub(super) fn check_rest(&self) -> Result<bool> {
+    /// Looks at what nobody has looked at yet of what is there, for as long as it is to `go_on`. Answers whether all
+    /// of the region is.
+    pub(super) fn check_rest(&self, go_on: impl Fn() -> bool) -> Result<bool> {
+        let mut from = 0;
         loop {
             let (at, run) = {
                 let view = self.view();
-                let page = view.present.iter().find(|page| !view.checked.contains(*page));
-                let Some(page) = page else { return Ok(view.is_complete()) };
+                let Some(page) = view.next_unchecked(from).filter(|_| go_on()) else {
+                    return Ok(view.is_complete());
+                };
+                from = page;
                 let end = view.present.next_gap(page).unwrap_or(view.present.len());
                 let end = view.checked.next_member(page).unwrap_or(end).min(end);
                 (view.pulled(), page..end.min(page + PIECE / PAGE_SIZE))
@@ -244,6 +248,7 @@ impl Local {
             };
             let mut view = self.view();
             if view.generation != at.generation {
+                from = 0;
                 continue;
             }
             let zeroes = bytes.is_empty();

@@ -7,13 +7,13 @@ use std::sync::{Arc, Mutex};
 
 use pagewire_core::chunk::ByteRange;
 
-use super::file::RegionFile;
+use super::RegionFile;
 use crate::engine::{Moment, Pin};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Completion, Part, Sink, Urgency};
 
 /// What is called with the bytes of a read.
-pub(super) type ReadDone = Box<dyn FnOnce(Result<&[u8]>) + Send>;
+pub(in crate::access) type ReadDone = Box<dyn FnOnce(Result<&[u8]>) + Send>;
 
 /// The answer to a read.
 pub(super) struct Answer {

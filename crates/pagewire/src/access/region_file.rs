@@ -1,11 +1,19 @@
-//! A region as a file: what reading, writing, resizing and flushing it come to, without FUSE.
+//! A region as a file, or as the bytes of a block device: what reading, writing, resizing and flushing it come to,
+//! whoever asks for it.
 //!
 //! A file is *read* at one epoch, which moves on when the region does ([`RegionFile::follow`]); or it is *written*
 //! by the one who has the region's lease. What was written stands in front of the store until it is flushed
-//! ([`Unflushed`]); a [`Pusher`] pushes and flushes it.
+//! ([`write`]).
 //!
 //! Everything is submit and complete: none of these calls waits for the store, and what they call back is
 //! called on the thread that has the answer.
+
+// What block devices need is less.
+#![cfg_attr(not(feature = "fuse"), allow(dead_code))]
+
+mod answer;
+mod unflushed;
+mod write;
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock};
@@ -14,24 +22,17 @@ use std::time::Duration;
 use pagewire_core::bitmap::AtomicBitSet;
 use pagewire_core::chunk::{ByteRange, ChunkSize, Geometry, PAGE_SIZE};
 
-use super::answer::{Answer, ReadDone};
-use super::unflushed::Unflushed;
 use crate::engine::trace::Trace;
-use crate::engine::{Moment, Pin, PushOptions, PushProgress, Pusher, Region, Writer};
+use crate::engine::{Moment, Pin, PushOptions, PushProgress, Region, Writer};
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::{Completion, FlushDone, Read, STAGED, Urgency};
+use crate::store::{Completion, Read, STAGED, Urgency};
+use answer::Answer;
+use write::Writing;
 
-/// From so many unflushed bytes on the mount flushes by itself, where it may.
-const FLUSH_ABOVE: u64 = 128 << 20;
-
-/// With so many, whoever writes waits.
-const MOST: u64 = 2 * FLUSH_ABOVE;
+pub(super) use answer::ReadDone;
 
 /// From this length on a read goes the way of bulk.
 const LONG: u64 = 64 << 10;
-
-/// From so many written bytes on they are pushed at once.
-const PUSH_ABOVE: u64 = 4 << 20;
 
 /// A region as a file.
 pub(super) struct RegionFile {
@@ -60,16 +61,6 @@ enum Access {
     Read(RwLock<Arc<Pin>>),
     Write(Box<Writing>),
 }
-
-struct Writing {
-    pusher: Arc<Pusher>,
-    unflushed: Arc<Unflushed>,
-    /// Whether what is flushed together becomes visible together.
-    atomic: bool,
-}
-
-/// What is called with the bytes of several ranges.
-type PagesDone = Box<dyn FnOnce(Result<Vec<Vec<u8>>>) + Send>;
 
 /// What reads had to do, and how much was written.
 #[derive(Default)]
@@ -100,10 +91,7 @@ impl RegionFile {
     ) -> Result<Self> {
         let region = writer.region().clone();
         let capacity = region.info().capacity;
-        let unflushed = Arc::new(Unflushed::default());
-        let push = PushOptions { max_dirty: PUSH_ABOVE, ..push.clone() };
-        let pusher = Arc::new(Pusher::start(writer, unflushed.clone(), capacity, push)?);
-        let writing = Box::new(Writing { pusher, unflushed, atomic });
+        let writing = Box::new(Writing::start(writer, push, atomic)?);
         Ok(Self::new(region, Access::Write(writing), capacity, trace))
     }
 
@@ -309,143 +297,6 @@ impl RegionFile {
         }
     }
 
-    fn writing(&self) -> Result<&Writing> {
-        match &self.access {
-            Access::Write(writing) => Ok(writing),
-            Access::Read(_) => Err(Error::new(ErrorKind::Denied, "the file is mounted for reading")),
-        }
-    }
-
-    /// Writes `bytes` at `offset`; the file grows where they pass its end. They are flushed by
-    /// [`RegionFile::flush`].
-    ///
-    /// `done` is told [`ErrorKind::NoSpace`] past the capacity, [`ErrorKind::Fenced`] once somebody else writes.
-    pub(super) fn write(self: &Arc<Self>, offset: u64, bytes: &[u8], done: Completion) {
-        let range = ByteRange::new(offset, offset.saturating_add(bytes.len() as u64));
-        let writing = match self.begin_change(range.end) {
-            Ok(writing) => writing,
-            Err(error) => return done(Err(error)),
-        };
-        self.counters.written_bytes.fetch_add(range.len(), Ordering::Relaxed);
-        let incomplete = writing.unflushed.write(offset, bytes, self.length());
-        if incomplete.is_empty() {
-            return writing.wrote(done);
-        }
-        let missing: Vec<ByteRange> =
-            incomplete.iter().map(|part| ByteRange::of_pages(part.page..part.page + 1)).collect();
-        let this = self.clone();
-        let then: PagesDone = Box::new(move |pages| {
-            let Ok(writing) = this.writing() else { return };
-            match pages {
-                Ok(pages) => {
-                    for (part, rest) in incomplete.iter().zip(pages) {
-                        writing.unflushed.complete(part, Some(&rest));
-                    }
-                    writing.wrote(done);
-                }
-                Err(error) => {
-                    incomplete.iter().for_each(|part| writing.unflushed.complete(part, None));
-                    done(Err(error));
-                }
-            }
-        });
-        self.read_pages(missing, Vec::new(), then);
-    }
-
-    /// Reads ranges one after the other, and calls `done` with the bytes of each.
-    fn read_pages(self: &Arc<Self>, ranges: Vec<ByteRange>, mut before: Vec<Vec<u8>>, done: PagesDone) {
-        let Some(range) = ranges.get(before.len()) else { return done(Ok(before)) };
-        let range = range.clamp_to(self.length());
-        let this = self.clone();
-        let take: ReadDone = Box::new(move |bytes| match bytes {
-            Ok(bytes) => {
-                before.push(bytes.to_vec());
-                this.read_pages(ranges, before, done);
-            }
-            Err(error) => done(Err(error)),
-        });
-        if range.is_empty() {
-            return take(Ok(&[]));
-        }
-        self.submit_read(range, Urgency::Demand, take);
-    }
-
-    /// Writes zeroes to `range`, as far as it lies within the file.
-    pub(super) fn zero(self: &Arc<Self>, range: ByteRange, done: Completion) {
-        let writing = match self.begin_change(0) {
-            Ok(writing) => writing,
-            Err(error) => return done(Err(error)),
-        };
-        let length = self.length();
-        let range = range.clamp_to(length);
-        // Of a last page that is short, all that there is is a whole page.
-        let end = if range.end == length { range.end.div_ceil(PAGE_SIZE) } else { range.end / PAGE_SIZE };
-        let start = range.start.div_ceil(PAGE_SIZE);
-        if range.is_empty() {
-            return done(Ok(()));
-        }
-        if start >= end {
-            return self.write(range.start, &vec![0; range.len() as usize], done);
-        }
-        writing.unflushed.zero(start..end);
-        let (front, back) = (
-            ByteRange::new(range.start, start * PAGE_SIZE),
-            ByteRange::new((end * PAGE_SIZE).min(range.end), range.end),
-        );
-        let this = self.clone();
-        let then: Completion = Box::new(move |result| match result {
-            Ok(()) if !back.is_empty() => this.write(back.start, &vec![0; back.len() as usize], done),
-            result => done(result),
-        });
-        match front.is_empty() {
-            true => then(Ok(())),
-            false => self.write(front.start, &vec![0; front.len() as usize], then),
-        }
-    }
-
-    /// A change that reaches up to `end` begins.
-    fn begin_change(&self, end: u64) -> Result<&Writing> {
-        let writing = self.writing()?;
-        match writing.pusher.over() {
-            Some(error) => Err(error),
-            None => writing.pusher.grow(end).map(|()| writing),
-        }
-    }
-
-    /// Changes the length: bytes behind a new end are gone, those up to a later end are zeroes.
-    pub(super) fn set_length(self: &Arc<Self>, length: u64, done: Completion) {
-        let writing = match self.begin_change(0) {
-            Ok(writing) => writing,
-            Err(error) => return done(Err(error)),
-        };
-        let this = self.clone();
-        writing.pusher.submit_set_length(
-            length,
-            Box::new(move |result| {
-                if let (Ok(()), Ok(writing)) = (&result, this.writing()) {
-                    // On the pusher's thread, which looks for nothing behind the end any more.
-                    writing.unflushed.cut(length);
-                    let end = this.read.len();
-                    this.read.remove_range((length / PAGE_SIZE).min(end)..end);
-                }
-                done(result);
-            }),
-        );
-    }
-
-    /// Makes the file at least so long, with zeroes.
-    pub(super) fn grow(&self, length: u64) -> Result<()> {
-        self.begin_change(length).map(drop)
-    }
-
-    /// Flushes everything that was written before the call: see [`Pusher::flush`].
-    pub(super) fn flush(&self, done: FlushDone) {
-        match self.writing() {
-            Ok(writing) => writing.pusher.submit_flush(done),
-            Err(_) => done(Ok(self.region.info())),
-        }
-    }
-
     /// Moves a file that is read on to the newest epoch of its region. Answers the ranges that may have changed;
     /// none where there is no newer one.
     ///
@@ -512,41 +363,6 @@ impl RegionFile {
         let waiting = self.waiting().take().unwrap_or_default();
         let over = || Error::new(ErrorKind::Cancelled, "the mount is taken down");
         waiting.into_iter().for_each(|go_on| go_on(Err(over())));
-    }
-}
-
-impl Writing {
-    /// Something was written: has it pushed, flushes if there is much, and holds up who writes if there is too
-    /// much.
-    fn wrote(&self, done: Completion) {
-        if self.unflushed.dirty_bytes() >= PUSH_ABOVE {
-            self.pusher.hurry();
-        }
-        if self.atomic || self.unflushed.bytes() < FLUSH_ABOVE {
-            return done(Ok(()));
-        }
-        if self.unflushed.bytes() < MOST {
-            // One flush for many writes: the others find it under way.
-            self.flush_soon();
-            return done(Ok(()));
-        }
-        self.unflushed.when_below(MOST, done);
-        self.flush_soon();
-    }
-
-    fn flush_soon(&self) {
-        if !self.unflushed.begin_flush() {
-            return;
-        }
-        let unflushed = self.unflushed.clone();
-        self.pusher.submit_flush(Box::new(move |result| {
-            unflushed.end_flush();
-            if let Err(error) = result {
-                tracing::warn!(%error, "what was written could not be flushed");
-                // Who waits for room is told, and so is who flushes.
-                unflushed.release(&Err(error));
-            }
-        }));
     }
 }
 

@@ -5,8 +5,10 @@
 //! is a local copy of those pages alone: they come by writes, are pushed by the
 //! [`Pusher`](crate::engine::Pusher), and go when they are flushed.
 //!
-//! Pages lie in blocks of 64, each with a lock of its own, so that nobody waits while others copy. A block is
+//! Pages lie in [blocks](block), each with a lock of its own, so that nobody waits while others copy. A block is
 //! taken out of the map only while nobody else holds it.
+
+mod block;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -15,44 +17,23 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use pagewire_core::chunk::{ByteRange, PAGE_SIZE};
 
-use crate::engine::LocalCopy;
+use crate::engine::{Lent, LocalCopy};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::Completion;
-
-const PAGE: usize = PAGE_SIZE as usize;
-
-/// How many pages a block has: one bit each in a word.
-const PAGES: u64 = 64;
-const BLOCK: u64 = PAGES * PAGE_SIZE;
-
-/// How many blocks without pages are kept: fresh memory costs more than what is copied into it.
-const SPARE: usize = 1024;
+use block::{BLOCK, Block, PAGE, PAGES, Pages, Spare};
 
 /// Pages that were written and are not flushed.
 #[derive(Default)]
 pub(super) struct Unflushed {
     blocks: Mutex<BTreeMap<u64, Arc<Mutex<Block>>>>,
-    spare: Mutex<Vec<Box<[u8]>>>,
+    spare: Spare,
     /// How many pages there are, and how many of them were not taken for a push since they were written.
     pages: AtomicU64,
     dirty: AtomicU64,
-    /// Whether a flush is under way that makes room.
-    flushing: AtomicBool,
+    /// Whether a flush was asked for that makes room.
+    asked: AtomicBool,
     /// Those who wait for room.
     waiting: Mutex<Vec<Completion>>,
-}
-
-#[derive(Default)]
-struct Block {
-    bytes: Option<Box<[u8]>>,
-    present: u64,
-    /// Which of the present pages are zeroes without bytes.
-    zero: u64,
-    dirty: u64,
-    /// Which pages could go if they were not being completed.
-    clean: u64,
-    /// How many pages are being completed from the store.
-    fetches: u32,
 }
 
 /// A page of which only a part was written, and the rest of which is at the store.
@@ -61,39 +42,6 @@ pub(super) struct Incomplete {
     /// What was written of it, and the bytes.
     within: Range<usize>,
     bytes: Vec<u8>,
-}
-
-fn bits(pages: Range<u64>) -> u64 {
-    let (start, end) = (pages.start % PAGES, pages.end - pages.start / PAGES * PAGES);
-    let below = |bit: u64| if bit >= PAGES { u64::MAX } else { (1 << bit) - 1 };
-    below(end) & !below(start)
-}
-
-impl Block {
-    /// The page's bytes, to be written.
-    fn page_mut(&mut self, page: u64, spare: &Mutex<Vec<Box<[u8]>>>) -> &mut [u8] {
-        let bit = 1 << (page % PAGES);
-        let bytes = self.bytes.get_or_insert_with(|| {
-            let kept = spare.lock().expect("no holder panics").pop();
-            kept.unwrap_or_else(|| vec![0; BLOCK as usize].into())
-        });
-        let at = (page % PAGES) as usize * PAGE;
-        let bytes = &mut bytes[at..at + PAGE];
-        if self.zero & bit != 0 {
-            bytes.fill(0);
-            self.zero &= !bit;
-        }
-        bytes
-    }
-
-    /// The page's bytes; none where they are zeroes.
-    fn page(&self, page: u64) -> Option<&[u8]> {
-        if self.zero & 1 << (page % PAGES) != 0 {
-            return None;
-        }
-        let at = (page % PAGES) as usize * PAGE;
-        self.bytes.as_ref().map(|bytes| &bytes[at..at + PAGE])
-    }
 }
 
 impl Unflushed {
@@ -127,12 +75,19 @@ impl Unflushed {
         for piece in range.split(BLOCK) {
             let block = self.block(piece.start / BLOCK);
             let mut block = block.lock().expect("no holder panics");
+            let whole = piece.start / PAGE_SIZE..piece.end / PAGE_SIZE;
+            if piece == ByteRange::of_pages(whole.clone()) {
+                let bytes = &bytes[(piece.start - offset) as usize..(piece.end - offset) as usize];
+                block.bytes_mut(whole.clone(), &self.spare).copy_from_slice(bytes);
+                self.mark(&mut block, Pages::of(whole));
+                continue;
+            }
             for part in piece.split(PAGE_SIZE) {
                 let page = part.start / PAGE_SIZE;
                 let bytes = &bytes[(part.start - offset) as usize..(part.end - offset) as usize];
                 let within =
                     (part.start % PAGE_SIZE) as usize..(part.start % PAGE_SIZE) as usize + bytes.len();
-                let is_present = block.present & 1 << (page % PAGES) != 0;
+                let is_present = block.present.contains(page);
                 // Behind the region's end are zeroes.
                 let is_whole = within.start == 0 && (within.end == PAGE || part.end == length);
                 if !is_present && !is_whole {
@@ -140,12 +95,12 @@ impl Unflushed {
                     incomplete.push(Incomplete { page, within, bytes: bytes.to_vec() });
                     continue;
                 }
-                let to = block.page_mut(page, &self.spare);
+                let to = block.bytes_mut(page..page + 1, &self.spare);
                 to[within.clone()].copy_from_slice(bytes);
                 if !is_present {
                     to[within.end..].fill(0);
                 }
-                self.mark(&mut block, bits(page..page + 1));
+                self.mark(&mut block, Pages::of(page..page + 1));
             }
         }
         incomplete
@@ -154,21 +109,20 @@ impl Unflushed {
     /// Writes a part of a page, now that the rest is there; or gives it up, without the rest.
     pub(super) fn complete(&self, incomplete: &Incomplete, rest: Option<&[u8]>) {
         let Incomplete { page, within, bytes } = incomplete;
-        let bit = 1 << (page % PAGES);
         let number = page / PAGES;
         {
             let block = self.block(number);
             let mut block = block.lock().expect("no holder panics");
             block.fetches -= 1;
             if let Some(rest) = rest {
-                let is_present = block.present & bit != 0;
-                let to = block.page_mut(*page, &self.spare);
+                let is_present = block.present.contains(*page);
+                let to = block.bytes_mut(*page..page + 1, &self.spare);
                 if !is_present {
                     to[..rest.len()].copy_from_slice(rest);
                     to[rest.len()..].fill(0);
                 }
                 to[within.clone()].copy_from_slice(bytes);
-                self.mark(&mut block, bit);
+                self.mark(&mut block, Pages::of(*page..page + 1));
             }
             if block.fetches == 0 {
                 let clean = block.clean;
@@ -183,29 +137,27 @@ impl Unflushed {
         for piece in ByteRange::of_pages(pages).split(BLOCK) {
             let block = self.block(piece.start / BLOCK);
             let mut block = block.lock().expect("no holder panics");
-            let bits = bits(piece.start / PAGE_SIZE..piece.end / PAGE_SIZE);
-            self.mark(&mut block, bits);
-            block.zero |= bits;
+            let pages = Pages::of(piece.start / PAGE_SIZE..piece.end / PAGE_SIZE);
+            self.mark(&mut block, pages);
+            block.zero = block.zero.or(pages);
         }
     }
 
-    /// The pages of `mask` were written.
-    fn mark(&self, block: &mut Block, mask: u64) {
-        let count = |mask: u64| u64::from(mask.count_ones());
-        self.pages.fetch_add(count(mask & !block.present), Ordering::Relaxed);
-        self.dirty.fetch_add(count(mask & !block.dirty), Ordering::Relaxed);
-        block.present |= mask;
-        block.dirty |= mask;
-        block.clean &= !mask;
+    /// These pages of a block were written.
+    fn mark(&self, block: &mut Block, pages: Pages) {
+        self.pages.fetch_add(pages.without(block.present).count(), Ordering::Relaxed);
+        self.dirty.fetch_add(pages.without(block.dirty).count(), Ordering::Relaxed);
+        block.present = block.present.or(pages);
+        block.dirty = block.dirty.or(pages);
+        block.clean = block.clean.without(pages);
     }
 
-    /// The pages of `mask` are gone.
-    fn remove(&self, block: &mut Block, mask: u64) {
-        let mask = mask & block.present;
-        self.pages.fetch_sub(u64::from(mask.count_ones()), Ordering::Relaxed);
-        self.dirty.fetch_sub(u64::from((mask & block.dirty).count_ones()), Ordering::Relaxed);
+    /// These pages of a block are gone.
+    fn remove(&self, block: &mut Block, pages: Pages) {
+        self.pages.fetch_sub(pages.and(block.present).count(), Ordering::Relaxed);
+        self.dirty.fetch_sub(pages.and(block.dirty).count(), Ordering::Relaxed);
         for set in [&mut block.present, &mut block.zero, &mut block.dirty, &mut block.clean] {
-            *set &= !mask;
+            *set = set.without(pages);
         }
     }
 
@@ -214,12 +166,10 @@ impl Unflushed {
         let mut map = self.map();
         let Some(block) = map.get_mut(&number).and_then(Arc::get_mut) else { return };
         let block = block.get_mut().expect("no holder panics");
-        if block.present == 0 && block.fetches == 0 {
-            let bytes = block.bytes.take();
+        if block.present.is_empty() && block.fetches == 0 {
+            let memory = block.take_memory();
             map.remove(&number);
-            let mut spare = self.spare.lock().expect("no holder panics");
-            let has_room = spare.len() < SPARE;
-            spare.extend(bytes.filter(|_| has_room));
+            memory.into_iter().for_each(|memory| self.spare.keep(memory));
         }
     }
 
@@ -230,10 +180,10 @@ impl Unflushed {
             if let Some(block) = self.existing(number) {
                 let mut block = block.lock().expect("no holder panics");
                 let first = (number * PAGES).max(length.div_ceil(PAGE_SIZE)).min((number + 1) * PAGES);
-                self.remove(&mut block, bits(first..(number + 1) * PAGES));
+                self.remove(&mut block, Pages::of(first..(number + 1) * PAGES));
                 let (page, within) = (length / PAGE_SIZE, (length % PAGE_SIZE) as usize);
-                if within != 0 && page / PAGES == number && block.present & 1 << (page % PAGES) != 0 {
-                    block.page_mut(page, &self.spare)[within..].fill(0);
+                if within != 0 && page / PAGES == number && block.present.contains(page) {
+                    block.bytes_mut(page..page + 1, &self.spare)[within..].fill(0);
                 }
             }
             self.remove_empty(number);
@@ -251,8 +201,8 @@ impl Unflushed {
         found.into_iter().any(|(number, block)| {
             let whole = ByteRange::new(number * BLOCK, (number + 1) * BLOCK);
             let part = range.intersect(whole);
-            let mask = bits(part.start / PAGE_SIZE..part.end.div_ceil(PAGE_SIZE));
-            block.lock().expect("no holder panics").present & mask != 0
+            let pages = Pages::of(part.start / PAGE_SIZE..part.end.div_ceil(PAGE_SIZE));
+            !block.lock().expect("no holder panics").present.and(pages).is_empty()
         })
     }
 
@@ -267,7 +217,7 @@ impl Unflushed {
             let block = block.lock().expect("no holder panics");
             for part in piece.split(PAGE_SIZE) {
                 let page = part.start / PAGE_SIZE;
-                if block.present & 1 << (page % PAGES) == 0 {
+                if !block.present.contains(page) {
                     part.append_to(&mut gaps);
                     continue;
                 }
@@ -294,18 +244,15 @@ impl Unflushed {
         }
     }
 
-    /// A flush is to make room. False where one is under way.
-    pub(super) fn begin_flush(&self) -> bool {
-        !self.flushing.swap(true, Ordering::AcqRel)
+    /// A flush is to make room. False where one was asked for, after the end of which those who wait by now go on.
+    pub(super) fn ask_for_flush(&self) -> bool {
+        !self.asked.swap(true, Ordering::AcqRel)
     }
 
-    /// It has ended.
-    pub(super) fn end_flush(&self) {
-        self.flushing.store(false, Ordering::Release);
-    }
-
-    /// Lets those go on who wait for room.
+    /// Lets those go on who wait for room, after a flush.
     pub(super) fn release(&self, result: &Result<()>) {
+        // Before they are looked for: whoever begins to wait after that asks for another flush.
+        self.asked.store(false, Ordering::Release);
         let waiting = std::mem::take(&mut *self.waiting.lock().expect("no holder panics"));
         waiting.into_iter().for_each(|done| done(result.clone()));
     }
@@ -340,14 +287,20 @@ impl LocalCopy for Unflushed {
         }
     }
 
+    fn lend(&self, range: ByteRange) -> Option<Lent> {
+        let is_block = range.start.is_multiple_of(BLOCK) && range.len() == BLOCK;
+        let block = self.existing(range.start / BLOCK).filter(|_| is_block)?;
+        let memory = block.lock().expect("no holder panics").lend();
+        memory.map(|memory| memory as Lent)
+    }
+
     fn take_dirty(&self, ranges: &mut Vec<ByteRange>) -> Result<()> {
         let blocks: Vec<_> = self.map().iter().map(|(number, block)| (*number, block.clone())).collect();
         for (number, block) in blocks {
             let mut block = block.lock().expect("no holder panics");
             let taken = std::mem::take(&mut block.dirty);
-            self.dirty.fetch_sub(u64::from(taken.count_ones()), Ordering::Relaxed);
-            for page in (0..PAGES).filter(|page| taken & 1 << page != 0) {
-                let page = number * PAGES + page;
+            self.dirty.fetch_sub(taken.count(), Ordering::Relaxed);
+            for page in taken.iter().map(|page| number * PAGES + page) {
                 ByteRange::of_pages(page..page + 1).append_to(ranges);
             }
         }
@@ -363,11 +316,12 @@ impl LocalCopy for Unflushed {
             let number = piece.start / BLOCK;
             if let Some(block) = self.existing(number) {
                 let mut block = block.lock().expect("no holder panics");
-                let clean = bits(piece.start / PAGE_SIZE..piece.end / PAGE_SIZE) & !block.dirty;
+                let pages = Pages::of(piece.start / PAGE_SIZE..piece.end / PAGE_SIZE);
+                let clean = pages.without(block.dirty);
                 // Whoever completes a page has asked for the rest of it before, and must not find it gone.
                 match block.fetches {
                     0 => self.remove(&mut block, clean),
-                    _ => block.clean |= clean & block.present,
+                    _ => block.clean = block.clean.or(clean.and(block.present)),
                 }
             }
             self.remove_empty(number);
