@@ -63,7 +63,7 @@ impl Place {
     /// A hub at an address, whose leases do not outlive their holders for long.
     fn hub(&self, listen: &str) -> Running {
         let offer = format!("state=file:{}?size=0&capacity=8MiB", self.path("hub").display());
-        Running::start(&["serve", &offer, "--listen", listen])
+        Running::start(&["serve", &offer, "--listen", listen, "--lapse", "100ms"])
     }
 }
 
@@ -123,12 +123,12 @@ fn whoever_is_killed_all_are_equal_in_the_end() {
     std::fs::write(&file, pattern(3_000_001)).unwrap();
     let writer = File::options().write(true).open(&file).unwrap();
     let [file_name, copy_name] = [&file, &copy].map(|path| path.to_str().unwrap());
-    let mut hub = Some(place.hub("pw://127.0.0.1:0"));
-    let address = hub.as_ref().unwrap().address.clone();
+    let mut hub = place.hub("pw://127.0.0.1:0");
+    let address = hub.address.clone();
     let region = format!("{address}/state");
     let mirror = || Process::start(&["mirror", file_name, &region, "--interval", "5ms"], "mirroring ");
     let follow = || Process::start(&["follow", &region, copy_name], "following ");
-    let (mut mirroring, mut following) = (Some(mirror()), Some(follow()));
+    let (mut mirroring, mut following) = (mirror(), follow());
     for round in 0..6u8 {
         let until = Instant::now() + Duration::from_millis(300);
         let mut at = u64::from(round) * 1009;
@@ -138,23 +138,24 @@ fn whoever_is_killed_all_are_equal_in_the_end() {
         }
         match round % 3 {
             0 => {
-                mirroring = None;
-                mirroring = Some(mirror());
+                drop(mirroring);
+                std::thread::sleep(Duration::from_millis(200));
+                mirroring = mirror();
             }
             1 => {
-                following = None;
-                following = Some(follow());
+                drop(following);
+                following = follow();
             }
             _ => {
-                hub = None;
-                hub = Some(place.hub(&address));
+                drop(hub);
+                hub = place.hub(&address);
             }
         }
     }
     // Its last round is made when it is told to end.
-    assert_eq!(mirroring.take().unwrap().end(), Some(0));
+    assert_eq!(mirroring.end(), Some(0));
     wait_for("the follower has everything", || is_equal(&file, &copy));
-    assert_eq!(following.take().unwrap().end(), Some(0));
+    assert_eq!(following.end(), Some(0));
     let fetched = place.path("fetched");
     stdout(&["copy", &region, &format!("file:{}", fetched.display())]);
     drop(hub);
