@@ -53,7 +53,9 @@ struct Place {
 
 impl Place {
     fn new() -> Self {
-        Self { folder: tempfile::tempdir().unwrap() }
+        let place = Self { folder: tempfile::tempdir().unwrap() };
+        File::create(place.path("hub")).unwrap();
+        place
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -62,7 +64,7 @@ impl Place {
 
     /// A hub at an address, whose leases do not outlive their holders for long.
     fn hub(&self, listen: &str) -> Running {
-        let offer = format!("state=file:{}?size=0&capacity=8MiB", self.path("hub").display());
+        let offer = format!("state=file:{}?capacity=8MiB", self.path("hub").display());
         Running::start(&["serve", &offer, "--listen", listen, "--lapse", "100ms"])
     }
 }
