@@ -97,10 +97,6 @@ impl Compression {
     }
 }
 
-/// How much has to be sent before the link's rate is known, in bytes: less goes into the buffers of a socket, and says
-/// nothing.
-const SAMPLE: u64 = 1 << 20;
-
 /// What is taken for a codec's speed (bytes a second) and for what it leaves until it has been seen: hopeful ones.
 const GUESSES: [(f64, f64); 2] = [(1.0e9, 0.4), (400.0e6, 0.25)];
 
@@ -116,7 +112,6 @@ pub struct Packing {
     agreed: Agreed,
     /// Bytes a second; none until it is known.
     link: Option<f64>,
-    sample: (u64, Duration),
     seen: [Seen; 2],
 }
 
@@ -134,7 +129,7 @@ impl Packing {
     /// What was agreed on, and nothing known.
     pub fn new(agreed: Agreed) -> Self {
         let seen = GUESSES.map(|(speed, left)| Seen { speed, left, rests: 0, next_rest: REST.0 });
-        Self { agreed, link: None, sample: (0, Duration::ZERO), seen }
+        Self { agreed, link: None, seen }
     }
 
     /// What was agreed on.
@@ -187,15 +182,10 @@ impl Packing {
         true
     }
 
-    /// So many bytes have gone into the socket in that time.
-    pub fn sent(&mut self, bytes: u64, took: Duration) {
-        self.sample.0 += bytes;
-        self.sample.1 += took;
-        if self.sample.0 >= SAMPLE {
-            let rate = self.sample.0 as f64 / self.sample.1.as_secs_f64().max(1e-9);
-            self.link = Some(self.link.map_or(rate, |link| link + (rate - link) / 2.0));
-            self.sample = (0, Duration::ZERO);
-        }
+    /// The link has taken that time to deliver so many bytes.
+    pub fn delivered(&mut self, bytes: u64, took: Duration) {
+        let rate = bytes as f64 / took.as_secs_f64().max(1e-9);
+        self.link = Some(self.link.map_or(rate, |link| link + (rate - link) / 2.0));
     }
 }
 
@@ -235,7 +225,7 @@ mod tests {
                 Some(Codec::Zstd) => zstd += 1,
                 None => raw += 1,
             }
-            packing.sent(size as u64, seconds(size, link));
+            packing.delivered(size as u64, seconds(size, link));
         }
         (lz4, zstd, raw)
     }
@@ -269,7 +259,7 @@ mod tests {
                 attempts += 1;
                 assert!(!packing.packed(codec, FRAME, FRAME + 10, seconds(FRAME, noise[0].0)));
             }
-            packing.sent(FRAME as u64, seconds(FRAME, 10.0e6));
+            packing.delivered(FRAME as u64, seconds(FRAME, 10.0e6));
         }
         assert!((2..60).contains(&attempts), "{attempts}");
         // When it does get smaller again, that is found out.

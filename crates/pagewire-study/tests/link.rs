@@ -115,3 +115,43 @@ fn nothing_remains() {
     drop(namespace);
     assert_eq!(descriptors(), before);
 }
+
+#[test]
+fn bytes_that_compress_well_are_compressed_where_the_link_is_slow() {
+    use pagewire::Compression;
+    use pagewire::access::serve::{Server, ServerOptions};
+    use pagewire::address::PeerAddress;
+    use pagewire::engine::Region;
+    use pagewire::engine::copy::{CopyOptions, copy};
+    use pagewire::store::{FileStore, MemoryStore, RemoteOptions, Store, open};
+    use std::sync::Arc;
+
+    let Some(_turn) = turn() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("file");
+    let bytes: Vec<u8> = (0..24 << 20).map(|at: usize| (at / 300) as u8 % 5 + 1).collect();
+    std::fs::write(&path, &bytes).unwrap();
+    let rate = Some(200_000_000);
+    let link = Link::new(LinkOptions { rate, ..LinkOptions::new(Duration::from_millis(2)) }).unwrap();
+    let server = link.b().run(|| {
+        let region = Region::new("file", Arc::new(FileStore::open(&path, None, false).unwrap())).unwrap();
+        let server = Server::new([region], ServerOptions::default()).unwrap();
+        let address = PeerAddress::Tcp(format!("{}:0", pagewire_study::link::ADDRESS_B));
+        let bound = server.listen(&address).unwrap();
+        (server, bound)
+    });
+    let (_server, bound) = server.unwrap();
+    let mut received = Vec::new();
+    for compression in [Compression::Off, Compression::Auto] {
+        let copied = link.a().run(|| {
+            let options = RemoteOptions { compression, ..RemoteOptions::default() };
+            let from = open(&format!("{bound}/file").parse().unwrap(), false, &options).unwrap();
+            let region = Region::new("file", from).unwrap();
+            let to: Arc<dyn Store> = Arc::new(MemoryStore::new(24 << 20));
+            copy(&region, &to, &CopyOptions::default(), |_| {}).unwrap();
+            region.traffic().received
+        });
+        received.push(copied.unwrap());
+    }
+    assert!(received[0] > 24 << 20 && received[1] < received[0] / 2, "{received:?}");
+}

@@ -80,6 +80,10 @@ pub struct TcpInfo {
     pub bytes_acknowledged: u64,
     /// Payload bytes that were received.
     pub bytes_received: u64,
+    /// How long there was something on its way that was not acknowledged.
+    pub busy: Duration,
+    /// How long of that the receiver had no room for more.
+    pub receiver_full: Duration,
 }
 
 /// Asks the kernel about a TCP connection. What an older kernel does not tell is 0.
@@ -103,6 +107,8 @@ pub fn tcp_info(socket: BorrowedFd<'_>) -> io::Result<TcpInfo> {
         bytes_sent: info.tcpi_bytes_sent,
         bytes_acknowledged: info.tcpi_bytes_acked,
         bytes_received: info.tcpi_bytes_received,
+        busy: Duration::from_micros(info.tcpi_busy_time),
+        receiver_full: Duration::from_micros(info.tcpi_rwnd_limited),
     })
 }
 

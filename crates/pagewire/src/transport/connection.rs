@@ -241,6 +241,18 @@ impl Connection {
         }
     }
 
+    /// How many bytes have reached the other host, and how long the link has taken for that: not while nothing was on
+    /// its way, nor while the other side had no room for more. None where there is no link: within this host.
+    pub(crate) fn delivered(&self) -> Option<(u64, Duration)> {
+        match &self.socket {
+            Socket::Tcp(stream) if !stream.peer_addr().ok()?.ip().to_canonical().is_loopback() => {
+                let info = socket::tcp_info(stream.as_fd()).ok()?;
+                Some((info.bytes_acknowledged, info.busy.saturating_sub(info.receiver_full)))
+            }
+            Socket::Tcp(_) | Socket::Unix(_) => None,
+        }
+    }
+
     /// Who is on the other side, for logs.
     pub(crate) fn peer_name(&self) -> String {
         match &self.socket {

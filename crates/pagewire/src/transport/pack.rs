@@ -10,8 +10,16 @@ use std::time::{Duration, Instant};
 use pagewire_core::pack::{Agreed, Codec, Packing};
 use pagewire_core::wire::Malformed;
 
+use super::connection::Connection;
+
 /// The fastest of Zstandard's usual levels: the next ones gain a few per cent at twice the time.
 const LEVEL: i32 = 1;
+
+/// How often the link is looked at, in bytes.
+const MEASURE: u64 = 512 << 10;
+
+/// How long a slow link may take to deliver as much.
+const LONG: Duration = Duration::from_millis(50);
 
 /// What compresses the frames of one connection.
 pub(crate) struct Packer {
@@ -22,6 +30,10 @@ pub(crate) struct Packer {
 struct State {
     packing: Packing,
     zstd: Option<zstd::bulk::Compressor<'static>>,
+    /// How many bytes were sent since the link was looked at.
+    unmeasured: u64,
+    /// What the link had done by then.
+    delivered: (u64, Duration),
     /// What a frame was compressed to. Only one frame is sent at a time.
     buffer: Vec<u8>,
 }
@@ -29,7 +41,13 @@ struct State {
 impl Packer {
     /// For a connection whose sides have agreed on this.
     pub(crate) fn new(agreed: Agreed) -> Self {
-        let state = State { packing: Packing::new(agreed), zstd: None, buffer: Vec::new() };
+        let state = State {
+            packing: Packing::new(agreed),
+            zstd: None,
+            unmeasured: 0,
+            delivered: (0, Duration::ZERO),
+            buffer: Vec::new(),
+        };
         Self { agreed, state: Mutex::new(state) }
     }
 
@@ -49,7 +67,7 @@ impl Packer {
     /// Compresses a frame's payload. None where it is not worth sending so.
     pub(crate) fn pack(&self, codec: Codec, bytes: &[u8]) -> Option<Vec<u8>> {
         let mut state = self.state.lock().expect("no holder panics");
-        let State { packing, zstd, buffer } = &mut *state;
+        let State { packing, zstd, buffer, .. } = &mut *state;
         let begun = Instant::now();
         let packed = match codec {
             Codec::Lz4 => {
@@ -70,10 +88,23 @@ impl Packer {
         (worth && smaller).then(|| buffer[..length].to_vec())
     }
 
-    /// So many bytes have gone into the socket since `begun`.
-    pub(crate) fn sent(&self, bytes: u64, took: Duration) {
-        if !self.agreed.is_none() {
-            self.state.lock().expect("no holder panics").packing.sent(bytes, took);
+    /// So many bytes have gone into the socket of the connection.
+    pub(crate) fn sent(&self, bytes: u64, connection: &Connection) {
+        if self.agreed.is_none() || self.agreed.always() {
+            return;
+        }
+        let mut state = self.state.lock().expect("no holder panics");
+        state.unmeasured += bytes;
+        if state.unmeasured < MEASURE {
+            return;
+        }
+        let Some((delivered, busy)) = connection.delivered() else { return };
+        let (before, was_busy) = state.delivered;
+        let (bytes, took) = (delivered.saturating_sub(before), busy.saturating_sub(was_busy));
+        // What has only just gone out says nothing.
+        if bytes >= MEASURE || took >= LONG {
+            state.packing.delivered(bytes, took);
+            (state.delivered, state.unmeasured) = ((delivered, busy), 0);
         }
     }
 }

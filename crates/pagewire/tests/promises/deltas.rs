@@ -304,6 +304,56 @@ fn a_copy_that_fails_leaves_what_was_there_or_what_its_checkpoints_have_kept() {
     }
 }
 
+/// A target that is restarted before its first flush, and so loses what was staged.
+struct Forgetful {
+    store: Arc<dyn Store>,
+    flushes: AtomicU64,
+}
+
+impl Store for Forgetful {
+    fn info(&self) -> Info {
+        self.store.info()
+    }
+
+    fn read(&self, read: Read) {
+        self.store.read(read);
+    }
+
+    fn write(&self, ranges: &[ByteRange], bytes: &[u8], done: pagewire::store::Completion) {
+        self.store.write(ranges, bytes, done);
+    }
+
+    fn zero(&self, ranges: &[ByteRange], done: pagewire::store::Completion) {
+        self.store.zero(ranges, done);
+    }
+
+    fn stage(&self) -> pagewire::store::Stage {
+        self.store.stage()
+    }
+
+    fn flush(&self, flush: Flush) {
+        if self.flushes.fetch_add(1, Ordering::SeqCst) == 0 {
+            self.store.discard().unwrap();
+        }
+        self.store.flush(flush);
+    }
+}
+
+#[test]
+fn a_target_that_forgets_what_was_not_flushed_is_compared_again() {
+    let (source, target) = (pattern(2_000_000, 1), pattern(2_000_000, 2));
+    let from: Arc<dyn Store> = memory(&source, CAPACITY);
+    let store: Arc<dyn Store> = memory(&target, CAPACITY);
+    let to: Arc<dyn Store> = Arc::new(Forgetful { store: store.clone(), flushes: 0.into() });
+    let mut seen = 0;
+    let done = copy_delta(&region(&from), &to, &DeltaOptions::default(), |progress| {
+        assert!(progress.moved >= seen, "what was moved only grows");
+        seen = progress.moved;
+    });
+    assert!(bytes_of(&*store) == source);
+    assert_eq!(done.unwrap().moved, 2 * 2_000_000, "twice");
+}
+
 #[test]
 fn a_target_that_is_too_small_is_told_before_anything_moves() {
     let from: Arc<dyn Store> = memory(&pattern(100_000, 1), 100_000);

@@ -1,7 +1,6 @@
 //! The answer to a READ: data frames as the store has the parts, the last one marked.
 
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
 
 use pagewire_core::chunk::ByteRange;
 use pagewire_core::pack::Codec;
@@ -138,13 +137,12 @@ impl Answer {
             None if encoding == Encoding::Zero => (encoding, &[][..]),
             None => (encoding, bytes),
         };
-        let begun = Instant::now();
         let epoch = self.pin.epoch();
         let header = DataHeader { range, epoch, encoding, last: state.ended, trailer: false };
         let prefix = header.encode(self.id);
         self.send(&mut state, &[&prefix, payload]);
         if self.is_bulk && !state.deferred {
-            self.outgoing.has_sent(payload.len() as u64, begun);
+            self.outgoing.has_sent(payload.len() as u64);
         }
     }
 

@@ -4,7 +4,6 @@
 //! and sent.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use pagewire_core::pack::Codec;
 use pagewire_core::wire::{DataHeader, Encoding};
@@ -41,9 +40,8 @@ fn send(outgoing: &Outgoing, extent: &Extent) -> Result<u64> {
     };
     let Extent { pin, holes, range, stream: id, .. } = extent;
     let piece = Piece { pin, file: lent.file, holes, range: *range, id: *id, last: false };
-    let (turn, begun) = (outgoing.turn(), Instant::now());
-    let payload = piece.send(&turn)?;
-    outgoing.has_sent(payload, begun);
+    let payload = piece.send(&outgoing.turn())?;
+    outgoing.has_sent(payload);
     Ok(payload)
 }
 
@@ -67,8 +65,8 @@ fn send_read(outgoing: &Outgoing, extent: &Extent, codec: Option<Codec>) -> Resu
         }
         None => (header, &bytes),
     };
-    let (prefix, turn, begun) = (header.encode(extent.stream), outgoing.turn(), Instant::now());
-    turn.send(&[&prefix, payload], false).map_err(not_sent)?;
-    outgoing.has_sent(payload.len() as u64, begun);
+    let prefix = header.encode(extent.stream);
+    outgoing.turn().send(&[&prefix, payload], false).map_err(not_sent)?;
+    outgoing.has_sent(payload.len() as u64);
     Ok(payload.len() as u64)
 }

@@ -4,7 +4,6 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::thread::ThreadId;
-use std::time::Instant;
 
 use pagewire_core::pack::{Agreed, Codec};
 use pagewire_core::wire::{Notification, Reply};
@@ -88,10 +87,10 @@ impl Outgoing {
         self.packer.get()?.pack(codec, bytes)
     }
 
-    /// So many bytes of bulk have gone into the socket since `begun`.
-    pub(super) fn has_sent(&self, bytes: u64, begun: Instant) {
+    /// So many bytes of bulk have gone into the socket.
+    pub(super) fn has_sent(&self, bytes: u64) {
         if let Some(packer) = self.packer.get() {
-            packer.sent(bytes, begun.elapsed());
+            packer.sent(bytes, &self.connection);
         }
     }
 

@@ -16,8 +16,8 @@ use pagewire_core::delta::{Algorithm, Comparison, Difference, Differing, Node, Q
 use serde::Serialize;
 
 use super::flight::Flight;
-use crate::engine::Region;
 use crate::engine::hash::{Hashed, Hashes};
+use crate::engine::{Pin, Region};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Flush, STAGED, Store, wait};
 
@@ -67,6 +67,18 @@ pub struct DeltaProgress {
     pub flushes: u64,
 }
 
+impl DeltaProgress {
+    /// What was moved in all, with what earlier attempts have moved.
+    fn after(&self, before: &Self) -> Self {
+        Self {
+            moved: self.moved + before.moved,
+            cleared: self.cleared + before.cleared,
+            flushes: self.flushes + before.flushes,
+            ..*self
+        }
+    }
+}
+
 /// Makes `to` what the newest epoch of `from` is, by moving what differs. Tells `progress` how far it is.
 ///
 /// # Errors
@@ -80,10 +92,40 @@ pub fn copy_delta(
     mut progress: impl FnMut(&DeltaProgress),
 ) -> Result<DeltaProgress> {
     let pin = from.pin()?;
+    let mut before = DeltaProgress::default();
+    let mut deadline = None;
+    loop {
+        let tell = &mut |now: &DeltaProgress| progress(&now.after(&before));
+        let (attempt, done) = attempt(&pin, to, options, tell);
+        match attempt {
+            // A target that was restarted has lost what was not flushed. To find out what that is costs little.
+            Err(error)
+                if error.can_retry()
+                    && Instant::now() < *deadline.get_or_insert(Instant::now() + options.patience) =>
+            {
+                tracing::info!(%error, "comparing again");
+                before = done.after(&before);
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            result => return result.map(|()| done.after(&before)),
+        }
+    }
+}
+
+/// Compares the two, and moves what differs. Answers how far it came, too.
+fn attempt(
+    pin: &Pin,
+    to: &Arc<dyn Store>,
+    options: &DeltaOptions,
+    progress: &mut impl FnMut(&DeltaProgress),
+) -> (Result<()>, DeltaProgress) {
+    let from = pin.region();
     let length = pin.info().length;
     let stage = to.stage();
-    if stage.length != length {
-        wait(|done| to.set_length(length, done))?;
+    if stage.length != length
+        && let Err(error) = wait(|done| to.set_length(length, done))
+    {
+        return (Err(error), DeltaProgress::default());
     }
     let windows: Vec<ByteRange> = windows(length).collect();
     let workers = std::thread::available_parallelism().map_or(1, usize::from).clamp(2, MOST_AT_ONCE);
@@ -110,7 +152,7 @@ pub fn copy_delta(
             tracing::warn!("a peer cannot hash its region: all of its bytes come here to be compared");
         }
     }
-    std::thread::scope(|scope| -> Result<()> {
+    let compared = std::thread::scope(|scope| -> Result<()> {
         for index in 0..workers {
             let worker = std::thread::Builder::new().name(format!("pw-compare-{index}"));
             let copying = &copying;
@@ -119,13 +161,12 @@ pub fn copy_delta(
                 copying.leave();
             }
         }
-        copying.watch(options.interval, &mut progress)
-    })?;
-    copying.flight.end(options.patience)?;
-    copying.flush()?;
+        copying.watch(options.interval, progress)
+    });
+    let result = compared.and_then(|()| copying.flight.end(options.patience)).and_then(|()| copying.flush());
     let done = copying.progress();
     progress(&done);
-    Ok(done)
+    (result, done)
 }
 
 /// One of the two that are compared.

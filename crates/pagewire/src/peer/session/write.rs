@@ -5,7 +5,7 @@
 //! session go on with the lease only when nothing of the old one can reach the region any more. Who
 //! writes then writes again, and so nothing that is older can come later.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pagewire_core::chunk::ByteRange;
 use pagewire_core::wire::{
@@ -139,7 +139,6 @@ impl Session {
         self.shared.send_once(&link, call, true, |id, link| {
             let packed =
                 link.packer.choose().and_then(|codec| Some((codec, link.packer.pack(codec, bytes)?)));
-            let begun = Instant::now();
             let sent = match &packed {
                 Some((codec, packed)) => {
                     let write = WriteHeader { handle, ranges: ranges.to_vec() };
@@ -152,7 +151,7 @@ impl Session {
                     bytes.len()
                 }
             };
-            link.packer.sent(sent as u64, begun.elapsed());
+            link.packer.sent(sent as u64, &link.connection);
         });
     }
 
