@@ -30,7 +30,7 @@ mod transport;
 
 pub use error::{Error, ErrorKind, Result};
 pub use pagewire_core::chunk::{ByteRange, ChunkIndex, ChunkSize};
-pub use pagewire_core::delta::Algorithm;
+pub use pagewire_core::delta::{Algorithm, Node, Scheme};
 pub use pagewire_core::pack::{Codec, Compression};
 pub use pagewire_core::pull::PullOrder;
 
