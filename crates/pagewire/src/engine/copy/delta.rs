@@ -52,7 +52,8 @@ impl Default for DeltaOptions {
     }
 }
 
-/// How far a copy of what differs is. Numbers only grow.
+/// How far a copy of what differs is. Numbers only grow, but for `compared`, which begins anew where the target was restarted
+/// and has lost what was not flushed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct DeltaProgress {
     /// The region's length, in bytes.
