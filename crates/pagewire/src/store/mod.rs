@@ -42,7 +42,7 @@ pub use remote::{ClientTls, Identity, RemoteOptions, RemoteStore, describe, list
 use std::sync::Arc;
 
 use crate::address::StoreAddress;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 
 /// Opens the store at `address`: for writing too where `writable` is true.
 ///
@@ -72,6 +72,10 @@ pub fn open_as(
             Some(owner) => RemoteStore::connect_writer(region, remote, owner)?,
             None => RemoteStore::connect(region, remote)?,
         }),
+        StoreAddress::Nbd(export) => {
+            let text = format!("cannot open {export}: this version does not speak NBD");
+            return Err(Error::new(ErrorKind::Unsupported, text));
+        }
     })
 }
 
