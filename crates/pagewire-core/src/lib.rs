@@ -15,6 +15,7 @@
 //! | [`delta`] | in which pages two regions differ, by hashes in a tree |
 //! | [`pack`] | whether to compress what is sent next |
 //! | [`wire`] | what two processes say to each other, as bytes |
+//! | [`nbd`] | what an NBD server and its clients say to each other, as bytes |
 #![forbid(unsafe_code)]
 
 pub mod bitmap;
@@ -23,6 +24,7 @@ pub mod chunk;
 pub mod delta;
 pub mod epoch;
 pub mod journal;
+pub mod nbd;
 pub mod pack;
 pub mod pull;
 pub mod push;

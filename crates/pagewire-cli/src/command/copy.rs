@@ -128,7 +128,7 @@ impl Target {
     fn open(args: &Copy, length: u64, remote: &RemoteOptions) -> Result<Self> {
         let address = &args.to;
         match address {
-            StoreAddress::Memory { .. } | StoreAddress::Remote(_) => {
+            StoreAddress::Memory { .. } | StoreAddress::Remote(_) | StoreAddress::Nbd(_) => {
                 let store = store::open(address, true, remote)?;
                 let is_zero = matches!(address, StoreAddress::Memory { .. });
                 Ok(Self { store, is_zero, compared: args.delta || args.resume, replace: None, file: None })

@@ -10,6 +10,8 @@
 #[cfg(feature = "fuse")]
 pub mod fuse;
 pub mod mirror;
+#[cfg(feature = "nbd")]
+pub mod nbd;
 #[cfg(any(feature = "fuse", feature = "nbd"))]
 mod region_file;
 pub mod serve;

@@ -19,7 +19,7 @@ use pagewire_core::chunk::ByteRange;
 use crate::address::{StoreAddress, check_name};
 use crate::error::Result;
 use crate::store::{
-    CacheStore, HashRequest, Info, Lent, Read, STAGED, Store, Stream, StreamRequest, Traffic,
+    AtOnce, CacheStore, HashRequest, Info, Lent, Read, STAGED, Store, Stream, StreamRequest, Traffic,
 };
 use history::History;
 use lease::Lease;
@@ -182,6 +182,31 @@ impl Region {
     /// How many bytes have gone over the network for the region.
     pub fn traffic(&self) -> Traffic {
         self.store.traffic()
+    }
+
+    /// The bytes of `range` at an epoch that is pinned, or at [`STAGED`] for who has the lease, where the calling
+    /// thread has them without waiting: see [`Store::read_at_once`].
+    ///
+    /// # Errors
+    ///
+    /// As the store's read.
+    pub fn read_at_once(&self, range: ByteRange, epoch: u64, buffer: &mut [u8]) -> Result<AtOnce> {
+        match &self.history {
+            None => self.store.read_at_once(range, epoch, buffer),
+            Some(_) if epoch == STAGED => self.store.read_at_once(range, self.store.info().epoch, buffer),
+            // What was replaced has to be looked for, and whoever replaces it to be kept waiting.
+            Some(_) => Ok(AtOnce::NotNow),
+        }
+    }
+
+    /// Which bytes of `range` at an epoch that is pinned, or at [`STAGED`], are zeroes that take no room: see
+    /// [`Store::holes`].
+    pub fn holes(&self, range: ByteRange, epoch: u64) -> Option<Vec<ByteRange>> {
+        match &self.history {
+            None => self.store.holes(range, epoch),
+            Some(_) if epoch == STAGED => self.store.holes(range, self.store.info().epoch),
+            Some(_) => None,
+        }
     }
 
     /// The newest epoch that is known of here: that of the store, or one that a peer has told of.

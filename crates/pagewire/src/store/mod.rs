@@ -19,7 +19,7 @@ mod contract;
 mod disk;
 pub(crate) mod gate;
 mod gather;
-mod pool;
+pub(crate) mod pool;
 #[cfg(test)]
 mod simulated;
 #[cfg(test)]
@@ -30,8 +30,8 @@ pub use blocking::Blocking;
 pub(crate) use blocking::wait;
 pub use cache::{CacheFiles, CacheInfo, CacheProgress, CacheStore, open_cached};
 pub use contract::{
-    Capabilities, Completion, Flush, FlushDone, HashRequest, Info, Lent, Read, STAGED, Stage, Store, Stream,
-    StreamRequest, Traffic, Urgency,
+    AtOnce, Capabilities, Completion, Flush, FlushDone, HashRequest, Info, Lent, Read, STAGED, Stage, Store,
+    Stream, StreamRequest, Traffic, Urgency,
 };
 pub(crate) use contract::{given_up, stale, too_long};
 pub use file::{FileOptions, FileStore};
@@ -72,6 +72,10 @@ pub fn open_as(
             Some(owner) => RemoteStore::connect_writer(region, remote, owner)?,
             None => RemoteStore::connect(region, remote)?,
         }),
+        StoreAddress::Nbd(export) => {
+            let text = format!("cannot open {export}: this version does not speak NBD");
+            return Err(crate::error::Error::new(crate::error::ErrorKind::Unsupported, text));
+        }
     })
 }
 
