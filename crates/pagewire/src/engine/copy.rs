@@ -16,6 +16,9 @@ use crate::store::{Blocking, Completion, Flush, Gather, Read, Store, Urgency, wa
 /// How many bytes may be on their way to the target: enough for 10 Gbit/s at 25 ms.
 const WINDOW: u64 = 32 << 20;
 
+/// How often a copy begins anew, at most, when its target has lost what was written.
+const MOST_ROUNDS: usize = 8;
+
 /// How a region is copied.
 #[derive(Debug, Clone)]
 pub struct CopyOptions {
@@ -48,6 +51,25 @@ pub fn copy(
     to: &Arc<dyn Store>,
     options: &CopyOptions,
     mut progress: impl FnMut(&Progress),
+) -> Result<Progress> {
+    for round in 1.. {
+        let stage = to.stage().number;
+        match copy_once(from, to, options, &mut progress) {
+            // What was written is lost with the target's server, however much of it had arrived.
+            Err(error) if error.can_retry() && to.stage().number != stage && round < MOST_ROUNDS => {
+                tracing::warn!(region = from.name(), %error, "the target has lost a part of the copy; copying again");
+            }
+            result => return result,
+        }
+    }
+    unreachable!("there is a last round")
+}
+
+fn copy_once(
+    from: &Arc<Region>,
+    to: &Arc<dyn Store>,
+    options: &CopyOptions,
+    progress: &mut impl FnMut(&Progress),
 ) -> Result<Progress> {
     let stage = to.stage();
     let pin = from.pin()?;

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use pagewire_sys::socket;
 
-use super::ClientTls;
 use super::tls::{self, Layer};
+use super::{ClientTls, Protocol};
 use crate::address::PeerAddress;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -45,7 +45,8 @@ impl Connection {
             PeerAddress::Tcp(place) => Self::connect_tcp(place, patience).map_err(failed),
             PeerAddress::Tls(place) => {
                 // Files that are of no use are told before anybody is called.
-                let layer = Layer::to_server(place, tls).map_err(|error| error.context(peer))?;
+                let layer =
+                    Layer::to_server(place, tls, Protocol::Pw).map_err(|error| error.context(peer))?;
                 let connection = Self::connect_tcp(place, patience).map_err(failed)?.with_tls(layer);
                 connection.secure(deadline).map_err(|error| refused(peer, &error))?;
                 Ok(connection)
@@ -53,7 +54,7 @@ impl Connection {
         }
     }
 
-    fn connect_tcp(place: &str, patience: Duration) -> io::Result<Self> {
+    pub(super) fn connect_tcp(place: impl ToSocketAddrs, patience: Duration) -> io::Result<Self> {
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
         for address in place.to_socket_addrs()? {
             match TcpStream::connect_timeout(&address, patience) {

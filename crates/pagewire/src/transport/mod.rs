@@ -8,6 +8,8 @@
 mod connection;
 mod credentials;
 mod listener;
+#[cfg(feature = "nbd")]
+mod nbd;
 #[cfg(feature = "tls")]
 mod tls;
 #[cfg(not(feature = "tls"))]
@@ -15,6 +17,7 @@ mod tls;
 mod tls;
 
 pub(crate) use connection::{Connection, is_closed, lost, refused};
+pub(crate) use credentials::Protocol;
 pub use credentials::{ClientTls, Identity, ServerTls};
 pub(crate) use listener::{Incoming, Listener, bind_unix};
 pub(crate) use tls::Acceptor;

@@ -25,6 +25,12 @@ mod killed_writers;
 mod local_copies;
 mod mappings;
 mod model;
+#[cfg(feature = "nbd")]
+mod nbd_faults;
+#[cfg(feature = "nbd")]
+mod nbd_hostile;
+#[cfg(feature = "nbd")]
+mod nbd_stores;
 mod network;
 mod overload;
 mod pushes;

@@ -44,7 +44,7 @@ use pagewire_sys::event::EventFd;
 use crate::address::PeerAddress;
 use crate::engine::Region;
 use crate::error::{Error, ErrorKind, Result};
-use crate::transport::{Acceptor, Connection, Incoming, Listener};
+use crate::transport::{Acceptor, Connection, Incoming, Listener, Protocol};
 pub use crate::transport::{Identity, ServerTls};
 use outgoing::Outgoing;
 pub use permissions::Permissions;
@@ -119,7 +119,7 @@ impl Server {
                 return Err(Error::new(ErrorKind::Usage, format!("two regions have the name '{name}'")));
             }
         }
-        let tls = options.tls.as_ref().map(Acceptor::load).transpose()?;
+        let tls = options.tls.as_ref().map(|tls| Acceptor::load(tls, Protocol::Pw)).transpose()?;
         if let Some(permissions) = &options.permissions {
             permissions.check(|name| named.contains_key(name))?;
             if !tls.as_ref().is_some_and(Acceptor::knows_clients) {
