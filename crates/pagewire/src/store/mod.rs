@@ -23,7 +23,7 @@ mod disk;
 pub(crate) mod gate;
 mod gather;
 mod joined;
-mod pool;
+pub(crate) mod pool;
 #[cfg(test)]
 mod simulated;
 #[cfg(test)]
@@ -34,7 +34,7 @@ pub use blocking::Blocking;
 pub(crate) use blocking::wait;
 pub use cache::{CacheFiles, CacheInfo, CacheProgress, CacheStore, open_cached};
 pub use contract::{
-    Capabilities, Completion, Flush, FlushDone, Info, Lent, Read, STAGED, Stage, Store, Stream,
+    AtOnce, Capabilities, Completion, Flush, FlushDone, Info, Lent, Read, STAGED, Stage, Store, Stream,
     StreamRequest, Urgency,
 };
 pub(crate) use contract::{given_up, stale, too_long};

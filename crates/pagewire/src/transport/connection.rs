@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use pagewire_sys::socket;
 
 use super::tls::{self, Layer};
-use super::{ClientTls, Protocol};
+use super::{Acceptor, ClientTls, Protocol};
 use crate::address::PeerAddress;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -68,6 +68,13 @@ impl Connection {
     /// The same with TLS, which has to shake hands first.
     pub(super) fn with_tls(self, layer: Layer) -> Self {
         Self { tls: Some(Box::new(layer)), ..self }
+    }
+
+    /// The same with TLS as a server, in the middle of what was spoken in clear. Nothing that belongs to TLS may have
+    /// been received.
+    #[cfg_attr(not(feature = "nbd"), expect(dead_code, reason = "only NBD begins TLS in the middle"))]
+    pub(crate) fn accept_tls(self, acceptor: &Acceptor) -> Self {
+        self.with_tls(acceptor.layer())
     }
 
     /// Shakes hands where there is TLS; nothing can be sent or received before. The timeouts are changed.
@@ -193,6 +200,12 @@ impl Connection {
             layer.close(self.fd());
         }
         self.shutdown_socket(Shutdown::Both);
+    }
+
+    /// Nothing more is received: whoever is blocked in that comes back with the end of the stream.
+    #[cfg_attr(not(feature = "nbd"), expect(dead_code, reason = "only NBD lets what has come be answered"))]
+    pub(crate) fn end_receiving(&self) {
+        self.shutdown_socket(Shutdown::Read);
     }
 
     /// Ends the sending side, and waits until the peer has ended its own, or has sent more than a little,
