@@ -4,5 +4,6 @@ mod commands;
 mod driving;
 mod guests;
 mod mounts;
+mod nbd_stores;
 #[cfg(feature = "tls")]
 mod tls;

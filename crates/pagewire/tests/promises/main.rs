@@ -30,6 +30,8 @@ mod nbd_faults;
 #[cfg(feature = "nbd")]
 mod nbd_hostile;
 #[cfg(feature = "nbd")]
+mod nbd_mappings;
+#[cfg(feature = "nbd")]
 mod nbd_stores;
 mod network;
 mod overload;
