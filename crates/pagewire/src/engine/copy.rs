@@ -1,6 +1,6 @@
 //! Moving a whole region from one store to another: a pull whose local copy is the other store.
 
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use pagewire_core::chunk::{ByteRange, ChunkSize};
@@ -132,6 +132,8 @@ struct WritesState {
     /// What is to be written again.
     again: Vec<ByteRange>,
     error: Option<Error>,
+    /// How many wait for one to end.
+    waiting: usize,
 }
 
 impl Writes {
@@ -139,7 +141,7 @@ impl Writes {
     fn begin(&self, bytes: u64) -> Result<()> {
         let mut state = self.state.lock().expect("no holder panics");
         while state.error.is_none() && state.bytes > 0 && state.bytes + bytes > WINDOW {
-            state = self.moved.wait(state).expect("no holder panics");
+            state = self.wait(state);
         }
         if let Some(error) = &state.error {
             return Err(error.clone());
@@ -156,15 +158,25 @@ impl Writes {
             Err(error) if error.can_retry() => state.again.push(range),
             Err(error) => drop(state.error.get_or_insert(error.with_retry(false))),
         }
-        drop(state);
-        self.moved.notify_all();
+        // To wake nobody is a system call, too.
+        if state.waiting > 0 {
+            drop(state);
+            self.moved.notify_all();
+        }
+    }
+
+    fn wait<'a>(&self, mut state: MutexGuard<'a, WritesState>) -> MutexGuard<'a, WritesState> {
+        state.waiting += 1;
+        let mut state = self.moved.wait(state).expect("no holder panics");
+        state.waiting -= 1;
+        state
     }
 
     /// Waits for the end of all, and answers what is to be written again.
     fn end(&self) -> Result<Vec<ByteRange>> {
         let mut state = self.state.lock().expect("no holder panics");
         while state.bytes > 0 {
-            state = self.moved.wait(state).expect("no holder panics");
+            state = self.wait(state);
         }
         match state.error.take() {
             Some(error) => Err(error),

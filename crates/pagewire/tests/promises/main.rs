@@ -33,6 +33,8 @@ mod nbd_hostile;
 mod nbd_mappings;
 #[cfg(feature = "nbd")]
 mod nbd_stores;
+#[cfg(all(feature = "nbd", feature = "tls"))]
+mod nbd_tls;
 mod network;
 mod overload;
 mod pushes;

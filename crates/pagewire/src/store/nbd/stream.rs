@@ -75,6 +75,8 @@ struct State {
     /// Nothing is delivered any more.
     over: bool,
     delivering: usize,
+    /// The thread has nothing to do.
+    rests: bool,
 }
 
 /// How much may be under way.
@@ -131,6 +133,7 @@ impl Streaming {
             error: None,
             over: false,
             delivering: 0,
+            rests: false,
         };
         let streaming = Arc::new(Self {
             session: session.clone(),
@@ -202,7 +205,22 @@ impl Streaming {
             if state.held.is_empty() && state.in_flight == 0 && state.order.is_empty() {
                 return Work::End(Ok(()));
             }
-            state = self.moved.wait(state).expect("no holder panics");
+            state = self.rest(state);
+        }
+    }
+
+    fn rest<'a>(&self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        state.rests = true;
+        let mut state = self.moved.wait(state).expect("no holder panics");
+        state.rests = false;
+        state
+    }
+
+    /// Wakes the thread, if it rests: to wake nobody is a system call, too.
+    fn wake(&self, state: MutexGuard<'_, State>) {
+        if state.rests {
+            drop(state);
+            self.moved.notify_all();
         }
     }
 
@@ -243,8 +261,7 @@ impl Streaming {
             let mut state = streaming.lock();
             let zeroes = state.holes.answer(extents.as_deref().ok());
             state.zeroes.extend(zeroes);
-            drop(state);
-            streaming.moved.notify_all();
+            streaming.wake(state);
         }));
         let call = Call::new(Command::Status(span), Lane::Bulk, self.session.deadline(), ending);
         self.lock().calls.push(call.clone());
@@ -266,8 +283,7 @@ impl Streaming {
             state.flow.came(part.range().len(), || self.session.lock().round_trip);
         }
         if state.over && state.delivering == 0 {
-            drop(state);
-            self.moved.notify_all();
+            self.wake(state);
         }
     }
 
@@ -280,8 +296,7 @@ impl Streaming {
         }
         let is_low = state.in_flight <= state.flow.window.size() / 2;
         if is_low || state.error.is_some() {
-            drop(state);
-            self.moved.notify_all();
+            self.wake(state);
         }
     }
 
@@ -297,7 +312,7 @@ impl Streaming {
         }
         let mut state = self.lock();
         while state.delivering > 0 {
-            state = self.moved.wait(state).expect("no holder panics");
+            state = self.rest(state);
         }
         drop(state);
         self.sink.done(result);
@@ -353,8 +368,9 @@ impl Stream for NbdStream {
     }
 
     fn cancel(&self) {
-        self.0.lock().over = true;
-        self.0.moved.notify_all();
+        let mut state = self.0.lock();
+        state.over = true;
+        self.0.wake(state);
     }
 }
 
