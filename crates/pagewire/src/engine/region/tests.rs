@@ -122,7 +122,8 @@ impl Store for Plain {
         std::thread::spawn(move || {
             for page in stream.ranges.iter().flat_map(|range| range.split(4096)) {
                 let Some(store) = store.upgrade().filter(|_| !told.load(Ordering::SeqCst)) else { break };
-                let bytes = store.read_bytes(page, store.info().epoch).unwrap();
+                // The newest bytes, whichever epoch they are of.
+                let bytes = store.read_bytes(page, STAGED).unwrap();
                 stream.sink.part(Part::Bytes { offset: page.start, bytes: &bytes });
             }
             stream.sink.done(Ok(()));
