@@ -114,7 +114,8 @@ impl Served {
                 command.args((!writable).then_some("-r")).arg(file)
             }
         };
-        let process = Process::Other(command.stdin(Stdio::null()).spawn()?);
+        // They tell of the connections that only look whether they listen.
+        let process = Process::Other(command.stdin(Stdio::null()).stderr(Stdio::null()).spawn()?);
         let served = Self { _process: process, uri };
         wait_for(by, port, &socket)?;
         Ok(served)

@@ -5,6 +5,7 @@
 //! submits a request sends it itself; the thread that receives the answer places it.
 //!
 //! - [`session`]: the calls under way and the links they go by; what a lost link means.
+//! - [`unflushed`]: what a restarted server may have lost.
 //! - [`call`]: one request, until its end.
 //! - [`link`]: one connection: its handshake, and what is sent on it.
 //! - [`receive`], [`incoming`]: what comes, and from where it is placed.
@@ -26,6 +27,7 @@ mod link;
 mod receive;
 mod session;
 mod stream;
+mod unflushed;
 mod upkeep;
 mod write;
 

@@ -167,6 +167,22 @@ fn holes_cost_no_bytes() {
 }
 
 #[test]
+fn one_read_may_be_longer_and_have_more_ranges_than_a_server_takes_at_once() {
+    if !has("nbd") {
+        return;
+    }
+    let length = 80 << 20;
+    let (file, model) = sparse(length, &[(4096, 8192), (33 << 20, 3 << 20), (length - 4097, 4097)]);
+    let server = NbdServer::nbdkit_file(By::Unix, file.path(), &[]);
+    let store = server.open(false);
+    let every_other_page = (0..10_000).map(|step| ByteRange::new(step * 8192 + 4096, step * 8192 + 8192));
+    for ranges in [vec![ByteRange::new(4096, length as u64)], every_other_page.collect()] {
+        let (end, all) = recorder::read(&store, &ranges, Urgency::Background, &model);
+        assert!(end.is_ok() && all, "{end:?}");
+    }
+}
+
+#[test]
 fn a_stream_is_steered_and_cancelled_and_leaves_out_what_somebody_waits_for() {
     if !has("nbd") {
         return;

@@ -6,12 +6,8 @@
 //! write nobody can tell: the protocol has no word for it. It is sent again all the same, with the same
 //! bytes.
 //!
-//! # What is acknowledged and not flushed
-//!
-//! A server may lose that when it is restarted, and says nothing of restarts. But a connection does not outlive
-//! its server. So a flush counts if it goes by a link that is older than the oldest write that it is to
-//! cover ([`Unflushed`]); when there is no such link any more, all that was not flushed counts as
-//! lost, and the store is at another [stage](crate::store::Stage).
+//! What is acknowledged and not flushed a server may lose: [`Unflushed`] knows when that has to be feared, and
+//! the store is at another [stage](crate::store::Stage) then.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -22,6 +18,7 @@ use pagewire_core::nbd::{ExportInfo, TransmissionFlags};
 
 use super::call::{Call, Command, Ending};
 use super::link::Link;
+use super::unflushed::Unflushed;
 use crate::address::NbdAddress;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::pool::Pool;
@@ -65,51 +62,6 @@ pub(super) struct State {
     pub(super) flushed: u64,
 }
 
-/// What was acknowledged and is not flushed.
-///
-/// Links and acknowledgements are in one order, by a count.
-#[derive(Debug)]
-struct Unflushed {
-    count: u64,
-    /// When the oldest and the newest write were acknowledged that no flush covers.
-    oldest: Option<u64>,
-    newest: u64,
-    /// Grows whenever something may be lost.
-    stage: u64,
-}
-
-impl Unflushed {
-    fn new() -> Self {
-        Self { count: 0, oldest: None, newest: 0, stage: 1 }
-    }
-
-    fn tick(&mut self) -> u64 {
-        self.count += 1;
-        self.count
-    }
-
-    fn acknowledged(&mut self) {
-        let now = self.tick();
-        self.newest = now;
-        self.oldest.get_or_insert(now);
-    }
-
-    /// Whether a link that was born then has lived since the oldest of it was written.
-    fn is_covered_by(&self, born: u64) -> bool {
-        self.oldest.is_none_or(|oldest| born < oldest)
-    }
-
-    /// A flush is done that was sent at this count.
-    fn flushed(&mut self, sent: u64) {
-        self.oldest = self.oldest.filter(|_| self.newest > sent).map(|oldest| oldest.max(sent + 1));
-    }
-
-    fn lose(&mut self) {
-        self.oldest = None;
-        self.stage += 1;
-    }
-}
-
 impl State {
     /// A link of a lane, if there is one.
     fn link(&mut self, lane: Lane) -> Option<Arc<Link>> {
@@ -139,13 +91,13 @@ impl State {
     }
 
     pub(super) fn stage(&self) -> u64 {
-        self.unflushed.stage
+        self.unflushed.stage()
     }
 
     /// Another stage begins where nothing can tell any more that what was not flushed is still there.
     fn check_cover(&mut self) -> bool {
         let is_covered = self.links.iter().flatten().any(|link| self.unflushed.is_covered_by(link.born));
-        if self.unflushed.oldest.is_some() && !is_covered {
+        if self.unflushed.is_any() && !is_covered {
             self.unflushed.lose();
             return true;
         }
@@ -241,7 +193,7 @@ impl Session {
             }
             let sent = state.unflushed.tick();
             let is_known = self.export.flags.contains(TransmissionFlags::SEND_FLUSH);
-            if number <= state.flushed || state.unflushed.oldest.is_none() || !is_known {
+            if number <= state.flushed || !state.unflushed.is_any() || !is_known {
                 state.flushed = state.flushed.max(number);
                 if !is_known {
                     state.unflushed.flushed(sent);
@@ -464,32 +416,5 @@ impl Session {
         }
         let text = format!("bytes {range} of an export of {} bytes", self.export.size);
         Err(Error::new(ErrorKind::OutOfRange, text))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::Unflushed;
-
-    #[test]
-    fn a_flush_covers_what_was_acknowledged_before_it_was_sent() {
-        let mut unflushed = Unflushed::new();
-        let old = unflushed.tick();
-        assert!(unflushed.is_covered_by(old));
-        unflushed.acknowledged();
-        let young = unflushed.tick();
-        assert!(unflushed.is_covered_by(old) && !unflushed.is_covered_by(young));
-        let sent = unflushed.tick();
-        unflushed.acknowledged();
-        unflushed.flushed(sent);
-        assert!(unflushed.oldest.is_some(), "the second write came after the flush");
-        assert!(unflushed.is_covered_by(young), "which the younger link has lived through");
-        let sent = unflushed.tick();
-        unflushed.flushed(sent);
-        assert!(unflushed.oldest.is_none());
-        let stage = unflushed.stage;
-        unflushed.acknowledged();
-        unflushed.lose();
-        assert!(unflushed.stage > stage && unflushed.oldest.is_none());
     }
 }
