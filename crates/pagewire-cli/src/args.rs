@@ -21,6 +21,8 @@ Addresses of regions:
   pw://HOST:PORT/NAME           a region that a peer offers
   pw+tls://HOST:PORT/NAME       the same through TLS
   pw+unix://SOCKET/NAME         the same over a UNIX socket, its path percent-encoded
+  nbd://HOST[:PORT]/EXPORT      an NBD export; nbds:// through TLS
+  nbd+unix:///EXPORT?socket=PATH  the same over a UNIX socket
 
 Try it: pagewire demo")]
 pub(crate) struct Args {
@@ -128,16 +130,41 @@ pub(crate) struct Serve {
     pub(crate) lapse: Duration,
 }
 
-/// Show what a peer offers
+/// Who offers something that can be listed.
+#[derive(Debug, Clone)]
+pub(crate) enum Offerer {
+    Peer(PeerAddress),
+    Nbd(NbdAddress),
+}
+
+impl std::str::FromStr for Offerer {
+    type Err = pagewire::Error;
+
+    fn from_str(text: &str) -> pagewire::Result<Self> {
+        if !text.starts_with("nbd") {
+            return text.parse().map(Offerer::Peer);
+        }
+        let server: NbdAddress = text.parse()?;
+        if server.export.is_empty() {
+            return Ok(Offerer::Nbd(server));
+        }
+        let server = NbdAddress { export: String::new(), ..server };
+        let text = format!("'{text}' names an export: write {server} for the server");
+        Err(pagewire::Error::new(pagewire::ErrorKind::Usage, text))
+    }
+}
+
+/// Show what a peer or an NBD server offers
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "\
 Examples:
   pagewire list pw://10.0.0.7:7070
-  pagewire list pw+tls://db.example:7070 --tls-ca ca.pem --tls-cert me.pem --tls-key me.key")]
+  pagewire list pw+tls://db.example:7070 --tls-ca ca.pem --tls-cert me.pem --tls-key me.key
+  pagewire list nbd://10.0.0.7")]
 pub(crate) struct List {
-    /// The peer
+    /// The peer, or the NBD server
     #[arg(value_name = "ADDRESS")]
-    pub(crate) peer: PeerAddress,
+    pub(crate) peer: Offerer,
 
     /// Print one JSON object
     #[arg(long)]

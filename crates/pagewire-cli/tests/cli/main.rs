@@ -6,5 +6,6 @@ mod driving;
 mod guests;
 mod mirrors;
 mod mounts;
+mod nbd_stores;
 #[cfg(feature = "tls")]
 mod tls;

@@ -13,7 +13,7 @@
 //!
 //! - [`numbers`], [`flags`]: the constants of the specification.
 //! - [`export`]: what is said of an export.
-//! - [`server`]: the handshake as a server carries it out, as a state machine.
+//! - [`server`], [`client`]: the handshake as either carries it out, as state machines.
 //! - [`command`]: what a request asks for, if it may ask for it.
 //! - [`fields`]: the primitives that all is written with; every length is checked before it is trusted.
 //!
@@ -22,6 +22,7 @@
 //! [specification]: https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md
 
 pub mod chunk;
+pub mod client;
 pub mod command;
 pub mod export;
 pub mod flags;

@@ -79,6 +79,20 @@ impl SendOrder {
         }
     }
 
+    /// Takes what is still to be sent of `range` out of its turn: the whole pages of it, in order.
+    pub fn take(&mut self, range: ByteRange) -> Vec<ByteRange> {
+        let pages = self.geometry.pages_within(range.clamp_to(self.geometry.length()));
+        let mut taken = Vec::new();
+        let mut from = pages.start;
+        while let Some(first) = self.remaining.next_member(from).filter(|page| *page < pages.end)
+            && let Some(run) = self.remaining.take_run(first, pages.end - first)
+        {
+            from = run.end;
+            taken.push(self.geometry.range_of_pages(run));
+        }
+        taken
+    }
+
     /// Leaves `range` out.
     pub fn skip(&mut self, range: ByteRange) {
         let range = range.clamp_to(self.geometry.length());
@@ -101,6 +115,7 @@ mod tests {
         Next(u64),
         Steer(Vec<(u64, u64)>),
         Skip(u64, u64),
+        Take(u64, u64),
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -108,7 +123,8 @@ mod tests {
         let step = prop_oneof![
             3 => (0u32..5).prop_map(|shift| Step::Next(4096 << shift)),
             1 => proptest::collection::vec(range.clone(), 0..4).prop_map(Step::Steer),
-            1 => range.prop_map(|(start, pages)| Step::Skip(start, pages)),
+            1 => range.clone().prop_map(|(start, pages)| Step::Skip(start, pages)),
+            1 => range.prop_map(|(start, pages)| Step::Take(start, pages)),
         ];
         proptest::collection::vec(step, 0..60)
     }
@@ -144,6 +160,19 @@ mod tests {
                     Step::Skip(start, count) => {
                         model.retain(|page| !(start..start + count).contains(page));
                         order.skip(bytes((start, count)));
+                    }
+                    Step::Take(start, count) => {
+                        let whole = bytes((start, count)).clamp_to(length);
+                        let mut taken: Vec<u64> = Vec::new();
+                        for range in order.take(bytes((start, count))) {
+                            prop_assert!(whole.contains(range) && !range.is_empty());
+                            taken.extend(range.start / 4096..range.end.div_ceil(4096));
+                        }
+                        let mut expected: Vec<u64> =
+                            list(&[(start, count)]).into_iter().filter(|page| model.contains(page)).collect();
+                        expected.sort_unstable();
+                        prop_assert_eq!(&taken, &expected);
+                        model.retain(|page| !taken.contains(page));
                     }
                     Step::Next(longest) => match order.next(longest) {
                         None => prop_assert!(model.is_empty()),

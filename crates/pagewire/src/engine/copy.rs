@@ -5,7 +5,7 @@ mod delta;
 mod flight;
 mod follow;
 
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use pagewire_core::chunk::{ByteRange, ChunkSize};
@@ -23,6 +23,9 @@ use crate::store::{Blocking, Completion, Flush, Gather, Read, Store, Urgency, wa
 
 /// How many bytes may be on their way to the target: enough for 10 Gbit/s at 25 ms.
 const WINDOW: u64 = 32 << 20;
+
+/// How often a copy begins anew, at most, when its target has lost what was written.
+const MOST_ROUNDS: usize = 8;
 
 /// How a region is copied.
 #[derive(Debug, Clone)]
@@ -56,6 +59,25 @@ pub fn copy(
     to: &Arc<dyn Store>,
     options: &CopyOptions,
     mut progress: impl FnMut(&Progress),
+) -> Result<Progress> {
+    for round in 1.. {
+        let stage = to.stage().number;
+        match copy_once(from, to, options, &mut progress) {
+            // What was written is lost with the target's server, however much of it had arrived.
+            Err(error) if error.can_retry() && to.stage().number != stage && round < MOST_ROUNDS => {
+                tracing::warn!(region = from.name(), %error, "the target has lost a part of the copy; copying again");
+            }
+            result => return result,
+        }
+    }
+    unreachable!("there is a last round")
+}
+
+fn copy_once(
+    from: &Arc<Region>,
+    to: &Arc<dyn Store>,
+    options: &CopyOptions,
+    progress: &mut impl FnMut(&Progress),
 ) -> Result<Progress> {
     let stage = to.stage();
     let pin = from.pin()?;
@@ -118,6 +140,8 @@ struct WritesState {
     /// What is to be written again.
     again: Vec<ByteRange>,
     error: Option<Error>,
+    /// How many wait for one to end.
+    waiting: usize,
 }
 
 impl Writes {
@@ -125,7 +149,7 @@ impl Writes {
     fn begin(&self, bytes: u64) -> Result<()> {
         let mut state = self.state.lock().expect("no holder panics");
         while state.error.is_none() && state.bytes > 0 && state.bytes + bytes > WINDOW {
-            state = self.moved.wait(state).expect("no holder panics");
+            state = self.wait(state);
         }
         if let Some(error) = &state.error {
             return Err(error.clone());
@@ -142,15 +166,25 @@ impl Writes {
             Err(error) if error.can_retry() => state.again.push(range),
             Err(error) => drop(state.error.get_or_insert(error.with_retry(false))),
         }
-        drop(state);
-        self.moved.notify_all();
+        // To wake nobody is a system call, too.
+        if state.waiting > 0 {
+            drop(state);
+            self.moved.notify_all();
+        }
+    }
+
+    fn wait<'a>(&self, mut state: MutexGuard<'a, WritesState>) -> MutexGuard<'a, WritesState> {
+        state.waiting += 1;
+        let mut state = self.moved.wait(state).expect("no holder panics");
+        state.waiting -= 1;
+        state
     }
 
     /// Waits for the end of all, and answers what is to be written again.
     fn end(&self) -> Result<Vec<ByteRange>> {
         let mut state = self.state.lock().expect("no holder panics");
         while state.bytes > 0 {
-            state = self.moved.wait(state).expect("no holder panics");
+            state = self.wait(state);
         }
         match state.error.take() {
             Some(error) => Err(error),

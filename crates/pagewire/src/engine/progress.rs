@@ -59,6 +59,8 @@ pub(super) struct Counters {
     stalls: AtomicU64,
     longest_demand_us: AtomicU64,
     waiters: AtomicUsize,
+    /// Those who wait for the end alone, and are not to be woken by each step towards it.
+    waiters_for_end: AtomicUsize,
     lock: Mutex<()>,
     moved: Condvar,
 }
@@ -80,23 +82,43 @@ impl Counters {
         progress.longest_demand_us = self.longest_demand_us.load(Ordering::Relaxed);
     }
 
-    /// Something has moved. Costs next to nothing while nobody waits.
+    /// Something has moved, which may be the end. Costs next to nothing while nobody waits.
     pub(super) fn notify(&self) {
+        self.wake(true);
+    }
+
+    /// Something has moved, which is not the end.
+    pub(super) fn notify_step(&self) {
+        self.wake(false);
+    }
+
+    fn wake(&self, is_end: bool) {
         // Against the waiter's increment: either it is seen here, or the waiter sees what has moved.
         std::sync::atomic::fence(Ordering::SeqCst);
-        if self.waiters.load(Ordering::Relaxed) > 0 {
+        let for_end = if is_end { self.waiters_for_end.load(Ordering::Relaxed) } else { 0 };
+        if self.waiters.load(Ordering::Relaxed) + for_end > 0 {
             drop(self.lock.lock().expect("no holder panics"));
             self.moved.notify_all();
         }
     }
 
     /// Waits until `ready` answers something, or until `deadline`.
-    pub(super) fn wait<T>(
+    pub(super) fn wait<T>(&self, deadline: Option<Instant>, ready: impl FnMut() -> Option<T>) -> Option<T> {
+        self.wait_among(&self.waiters, deadline, ready)
+    }
+
+    /// The same for what comes with the end.
+    pub(super) fn wait_for_end<T>(&self, deadline: Instant, ready: impl FnMut() -> Option<T>) -> Option<T> {
+        self.wait_among(&self.waiters_for_end, Some(deadline), ready)
+    }
+
+    fn wait_among<T>(
         &self,
+        waiters: &AtomicUsize,
         deadline: Option<Instant>,
         mut ready: impl FnMut() -> Option<T>,
     ) -> Option<T> {
-        self.waiters.fetch_add(1, Ordering::SeqCst);
+        waiters.fetch_add(1, Ordering::SeqCst);
         std::sync::atomic::fence(Ordering::SeqCst);
         let mut guard = self.lock.lock().expect("no holder panics");
         let answer = loop {
@@ -115,7 +137,7 @@ impl Counters {
             };
         };
         drop(guard);
-        self.waiters.fetch_sub(1, Ordering::SeqCst);
+        waiters.fetch_sub(1, Ordering::SeqCst);
         answer
     }
 }

@@ -268,7 +268,7 @@ impl Puller {
         if matches!(inner.options.order, PullOrder::None) && !inner.chunks.is_full() {
             return Err(Error::new(ErrorKind::Usage, "there is no background pull to wait for"));
         }
-        let answer = inner.counters.wait(Some(deadline), || {
+        let answer = inner.counters.wait_for_end(deadline, || {
             if inner.chunks.is_full() {
                 return Some(Ok(inner.progress()));
             }
@@ -451,7 +451,11 @@ impl Inner {
                 self.failed.lock().expect("no holder panics").remove(&chunk);
             }
         }
-        self.counters.notify();
+        if self.chunks.is_full() {
+            self.counters.notify();
+        } else {
+            self.counters.notify_step();
+        }
     }
 
     /// An error of the local copy itself: unless it can pass, its memory is gone, and there is nothing

@@ -242,7 +242,10 @@ impl Region {
     ///
     /// As [`Store::stream`].
     pub fn stream(&self, stream: StreamRequest) -> Result<Box<dyn Stream>> {
-        self.store.stream(stream)
+        match &self.history {
+            Some(history) => history.stream(&*self.store, stream),
+            None => self.store.stream(stream),
+        }
     }
 
     /// The file that the bytes are in, where there is one and nobody writes to it.

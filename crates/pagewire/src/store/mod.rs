@@ -11,14 +11,18 @@
 pub mod cache;
 pub mod file;
 pub mod memory;
+#[cfg(feature = "nbd")]
+pub mod nbd;
 pub mod remote;
 pub mod wrap;
 
 mod blocking;
 mod contract;
+mod cut;
 mod disk;
 pub(crate) mod gate;
 mod gather;
+mod joined;
 pub(crate) mod pool;
 #[cfg(test)]
 mod simulated;
@@ -37,6 +41,8 @@ pub(crate) use contract::{given_up, stale, too_long};
 pub use file::{FileOptions, FileStore};
 pub(crate) use gather::Gather;
 pub use memory::MemoryStore;
+#[cfg(feature = "nbd")]
+pub use nbd::{NbdExport, NbdStore, list_exports};
 pub use remote::{ClientTls, Identity, RemoteOptions, RemoteStore, describe, list};
 
 use std::sync::Arc;
@@ -72,8 +78,12 @@ pub fn open_as(
             Some(owner) => RemoteStore::connect_writer(region, remote, owner)?,
             None => RemoteStore::connect(region, remote)?,
         }),
+        #[cfg(feature = "nbd")]
+        StoreAddress::Nbd(export) => Arc::new(NbdStore::connect(export, writable, remote)?),
+        #[cfg(not(feature = "nbd"))]
         StoreAddress::Nbd(export) => {
-            let text = format!("cannot open {export}: this version does not speak NBD");
+            let text =
+                format!("cannot open {export}: this program was built without NBD (the cargo feature 'nbd')");
             return Err(crate::error::Error::new(crate::error::ErrorKind::Unsupported, text));
         }
     })

@@ -4,10 +4,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use pagewire_core::chunk::ByteRange;
+use pagewire_core::chunk::{ByteRange, PAGE_SIZE};
 use pagewire_core::wire::{ListReply, RegionInfo, Reply, Request, TreeRequest};
 use uuid::Uuid;
 
+use super::cut::Cut;
+use super::joined::{JoinedReads, JoinedRequests};
 use super::{
     Capabilities, Completion, Flush, HashRequest, Info, Read, Sink, Stage, Store, Stream, StreamRequest,
     Traffic, Urgency,
@@ -159,14 +161,14 @@ impl Store for RemoteStore {
         let (ranges, sink): (_, Arc<dyn Sink>) = if ranges.iter().all(aligned) {
             (ranges, read.sink)
         } else {
-            let cut = cut::Cut::new(&ranges, info.length, read.sink);
-            (cut.widened(), Arc::new(cut))
+            let cut = Cut::new(&ranges, info.length, read.sink);
+            (cut.widened(PAGE_SIZE), Arc::new(cut))
         };
-        let mut requests = joined::requests(ranges);
+        let mut requests = requests::requests(ranges);
         if requests.len() == 1 {
             return self.session.read(requests.remove(0), read.epoch, lane, sink);
         }
-        let sink = Arc::new(joined::Joined::new(requests.len(), sink));
+        let sink = Arc::new(JoinedReads::new(requests.len(), sink));
         for ranges in requests {
             self.session.read(ranges, read.epoch, lane, sink.clone());
         }
@@ -177,7 +179,7 @@ impl Store for RemoteStore {
         if frames.is_empty() {
             return done(Ok(()));
         }
-        let joined = frames::Joined::new(frames.len(), done);
+        let joined = JoinedRequests::new(frames.len(), done);
         for (ranges, bytes) in frames {
             let joined = joined.clone();
             self.session.write(&ranges, bytes, move |result| joined.done(result));
@@ -190,7 +192,7 @@ impl Store for RemoteStore {
         if requests.is_empty() {
             return done(Ok(()));
         }
-        let joined = frames::Joined::new(requests.len(), done);
+        let joined = JoinedRequests::new(requests.len(), done);
         for ranges in requests {
             let joined = joined.clone();
             let request = |handle| Request::Zero { handle, ranges: ranges.to_vec() };
@@ -284,7 +286,6 @@ impl Stream for crate::peer::StreamCall {
     }
 }
 
-mod cut;
 mod frames;
-mod joined;
+mod requests;
 mod trees;

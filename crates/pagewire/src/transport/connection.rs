@@ -57,7 +57,7 @@ impl Connection {
         }
     }
 
-    fn connect_tcp(place: &str, patience: Duration) -> io::Result<Self> {
+    pub(super) fn connect_tcp(place: impl ToSocketAddrs, patience: Duration) -> io::Result<Self> {
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
         for address in place.to_socket_addrs()? {
             match TcpStream::connect_timeout(&address, patience) {

@@ -9,6 +9,8 @@ mod connection;
 mod credentials;
 mod listener;
 mod meter;
+#[cfg(feature = "nbd")]
+mod nbd;
 mod pack;
 #[cfg(feature = "tls")]
 mod tls;

@@ -29,6 +29,16 @@ mod local_copies;
 mod mappings;
 mod mirrors;
 mod model;
+#[cfg(feature = "nbd")]
+mod nbd_faults;
+#[cfg(feature = "nbd")]
+mod nbd_hostile;
+#[cfg(feature = "nbd")]
+mod nbd_mappings;
+#[cfg(feature = "nbd")]
+mod nbd_stores;
+#[cfg(all(feature = "nbd", feature = "tls"))]
+mod nbd_tls;
 mod network;
 mod overload;
 mod pushes;

@@ -76,7 +76,7 @@ pub(crate) fn check_reads(name: &str, store: &dyn Store, model: &[u8]) {
 }
 
 /// What every store promises that can be written to. It holds `model`.
-fn check_writes(name: &str, store: &dyn Store, mut model: Vec<u8>) {
+pub(crate) fn check_writes(name: &str, store: &dyn Store, mut model: Vec<u8>) {
     let length = model.len() as u64;
     assert!(store.info().writable, "{name}");
     for (offset, count) in [(0, 1), (1, 4095), (4095, 2), (4096, 4096), (65_530, 7), (0, length), (length, 0)]

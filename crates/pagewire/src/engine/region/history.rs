@@ -12,7 +12,7 @@ use pagewire_core::epoch::{BeforeImages, Piece};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::gate::{Gate, Ticket};
-use crate::store::{Blocking, Info, Part, Read, STAGED, Sink, Store, stale};
+use crate::store::{Blocking, Info, Part, Read, STAGED, Sink, Store, Stream, StreamRequest, stale};
 
 /// While no epoch is held, so many times less is kept: for a reader that may come. To keep all that a writer
 /// replaces in order would cost as much as what it writes.
@@ -20,7 +20,7 @@ const UNHELD: u64 = 8;
 
 /// The epochs of one store.
 pub(super) struct History {
-    state: Mutex<State>,
+    state: Arc<Mutex<State>>,
     gate: Arc<Gate>,
     /// Held while the store is changed: one change at a time.
     changing: Mutex<()>,
@@ -57,7 +57,7 @@ impl History {
             images: BeforeImages::new(0),
             held: BTreeMap::new(),
         };
-        Self { state: Mutex::new(state), gate: Arc::default(), changing: Mutex::default(), bound }
+        Self { state: Arc::new(Mutex::new(state)), gate: Arc::default(), changing: Mutex::default(), bound }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -113,10 +113,7 @@ impl History {
         }
         let (pieces, ticket) = {
             let state = self.lock();
-            let version = match state.held.get(&read.epoch) {
-                Some(held) => Some(held.version),
-                None => (read.epoch == state.epoch).then_some(state.version),
-            };
+            let version = state.version_of(read.epoch);
             let pieces: Option<Vec<_>> = version.and_then(|version| {
                 read.ranges.iter().map(|range| state.images.lookup(version, *range).ok()).collect()
             });
@@ -143,6 +140,23 @@ impl History {
             return sink.done(Ok(()));
         }
         store.read(Read { ranges, epoch: now, urgency: read.urgency, sink });
+    }
+
+    /// Begins a stream. What comes is looked at when it has come: what has been replaced by then is kept, and is
+    /// given instead.
+    pub(super) fn stream(&self, store: &dyn Store, stream: StreamRequest) -> Result<Box<dyn Stream>> {
+        let now = store.info().epoch;
+        if stream.epoch == STAGED {
+            return store.stream(StreamRequest { epoch: now, ..stream });
+        }
+        let version = {
+            let state = self.lock();
+            let version = state.version_of(stream.epoch);
+            version.ok_or_else(|| stale(stream.epoch, state.epoch))?
+        };
+        let (state, epoch) = (self.state.clone(), stream.epoch);
+        let sink = Arc::new(OfVersion { state, version, epoch, sink: stream.sink, stale: Mutex::default() });
+        store.stream(StreamRequest { epoch: now, sink, ..stream })
     }
 
     /// Lets `change` replace `ranges` of the store, when their bytes are kept for those who need them.
@@ -196,6 +210,14 @@ impl History {
 }
 
 impl State {
+    /// The version that an epoch is, where a reader holds it or it is the newest.
+    fn version_of(&self, epoch: u64) -> Option<u64> {
+        match self.held.get(&epoch) {
+            Some(held) => Some(held.version),
+            None => (epoch == self.epoch).then_some(self.version),
+        }
+    }
+
     /// Whether an epoch can still be given: the newest, or one that a reader holds.
     fn can_be_given(&self) -> bool {
         let oldest = self.images.oldest();
@@ -223,5 +245,47 @@ impl Sink for Counted {
     fn done(&self, result: Result<()>) {
         drop(self.ticket.lock().expect("no holder panics").take());
         self.sink.done(result);
+    }
+}
+
+/// Passes on what belongs to a version, of a store that is ahead of it.
+struct OfVersion {
+    state: Arc<Mutex<State>>,
+    version: u64,
+    epoch: u64,
+    sink: Arc<dyn Sink>,
+    /// Why the rest cannot be given, if that is so.
+    stale: Mutex<Option<Error>>,
+}
+
+impl Sink for OfVersion {
+    fn part(&self, part: Part<'_>) {
+        let pieces = {
+            let state = self.state.lock().expect("no holder panics");
+            let pieces = state.images.lookup(self.version, part.range());
+            pieces.map_err(|_| stale(self.epoch, state.epoch))
+        };
+        let pieces = match pieces {
+            Ok(pieces) => pieces,
+            Err(error) => {
+                self.stale.lock().expect("no holder panics").get_or_insert(error);
+                return;
+            }
+        };
+        for piece in pieces {
+            match piece {
+                Piece::Current(range) => self.sink.part(part.cut(range)),
+                Piece::Image { range, of, image } => {
+                    let from = (range.start - of.start) as usize;
+                    let bytes = &image[from..from + range.len() as usize];
+                    self.sink.part(Part::Bytes { offset: range.start, bytes });
+                }
+            }
+        }
+    }
+
+    fn done(&self, result: Result<()>) {
+        let stale = self.stale.lock().expect("no holder panics").take();
+        self.sink.done(stale.map_or(result, Err));
     }
 }

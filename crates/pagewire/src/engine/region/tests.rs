@@ -99,13 +99,17 @@ fn while_nobody_reads_little_is_kept_for_a_reader_that_may_come() {
 
 /// A store that writes through and keeps no epochs, and fails its second write when told.
 struct Plain {
-    store: MemoryStore,
+    store: Arc<MemoryStore>,
     fail: AtomicBool,
     writes: std::sync::atomic::AtomicUsize,
 }
 
 fn plain(length: u64) -> Arc<Plain> {
-    Arc::new(Plain { store: MemoryStore::new(length), fail: AtomicBool::new(false), writes: 0.into() })
+    Arc::new(Plain {
+        store: Arc::new(MemoryStore::new(length)),
+        fail: AtomicBool::new(false),
+        writes: 0.into(),
+    })
 }
 
 impl Store for Plain {
@@ -126,6 +130,20 @@ impl Store for Plain {
     }
     fn flush(&self, flush: crate::store::Flush) {
         (flush.done)(Ok(self.info()));
+    }
+    fn stream(&self, stream: StreamRequest) -> Result<Box<dyn crate::store::Stream>> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (store, told) = (Arc::downgrade(&self.store), stop.clone());
+        std::thread::spawn(move || {
+            for page in stream.ranges.iter().flat_map(|range| range.split(4096)) {
+                let Some(store) = store.upgrade().filter(|_| !told.load(Ordering::SeqCst)) else { break };
+                // The newest bytes, whichever epoch they are of.
+                let bytes = store.read_bytes(page, STAGED).unwrap();
+                stream.sink.part(Part::Bytes { offset: page.start, bytes: &bytes });
+            }
+            stream.sink.done(Ok(()));
+        });
+        Ok(Box::new(Streamed(stop)))
     }
 }
 
@@ -215,4 +233,53 @@ fn never_a_mix(region: &Arc<Region>) {
         stop.store(true, Ordering::SeqCst);
         assert!(reader.join().unwrap() > 0);
     });
+}
+
+/// A stream of [`Plain`]: a thread that reads page after page.
+struct Streamed(Arc<AtomicBool>);
+
+impl crate::store::Stream for Streamed {
+    fn steer(&self, _: &[ByteRange]) {}
+
+    fn cancel(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn a_stream_gives_its_epoch_while_somebody_commits() {
+    let length = 64 * 4096;
+    let region = Region::with_images("r", plain(length), 8 << 20).unwrap();
+    let mut commits = 0u64;
+    for _ in 0..20 {
+        let pin = region.pin().unwrap();
+        let expected = (pin.epoch() - 1) as u8;
+        let (sender, done) = mpsc::sync_channel(1);
+        let sink = Arc::new(Collect {
+            bytes: Mutex::new(vec![99; length as usize]),
+            done: Mutex::new(Some(sender)),
+        });
+        let ranges = vec![ByteRange::new(0, length)];
+        let stream = region.stream(StreamRequest { ranges, epoch: pin.epoch(), sink: sink.clone() }).unwrap();
+        for _ in 0..3 {
+            commits += 1;
+            region.commit(&[Change { offset: 0, bytes: &vec![commits as u8; length as usize] }]).unwrap();
+        }
+        done.recv().unwrap().unwrap();
+        drop(stream);
+        assert!(sink.bytes.lock().unwrap().iter().all(|byte| *byte == expected), "not epoch {}", pin.epoch());
+    }
+    // What is not kept any more is told, and nothing else is given for it.
+    let region = Region::with_images("r", plain(length), 4096).unwrap();
+    let pin = region.pin().unwrap();
+    let (sender, done) = mpsc::sync_channel(1);
+    let sink =
+        Arc::new(Collect { bytes: Mutex::new(vec![0; length as usize]), done: Mutex::new(Some(sender)) });
+    for value in [7, 8] {
+        region.commit(&[Change { offset: 0, bytes: &vec![value; length as usize] }]).unwrap();
+    }
+    let ranges = vec![ByteRange::new(0, length)];
+    let _stream = region.stream(StreamRequest { ranges, epoch: pin.epoch(), sink: sink.clone() }).unwrap();
+    assert_eq!(done.recv().unwrap().unwrap_err().kind(), ErrorKind::Stale);
+    assert!(sink.bytes.lock().unwrap().iter().all(|byte| *byte == 0));
 }

@@ -1,12 +1,7 @@
-//! Writes that are too large for one frame: several are sent, and they are done when the last one is.
-
-use std::sync::{Arc, Mutex};
+//! Writes that are too large for one frame: several are sent.
 
 use pagewire_core::chunk::ByteRange;
 use pagewire_core::wire::{MAX_PAYLOAD, MAX_RANGES};
-
-use crate::error::{Error, Result};
-use crate::store::Completion;
 
 /// The ranges and the bytes of each frame that together write `bytes` to `ranges`.
 pub(super) fn frames<'a>(ranges: &[ByteRange], bytes: &'a [u8]) -> Vec<(Vec<ByteRange>, &'a [u8])> {
@@ -31,39 +26,6 @@ pub(super) fn frames<'a>(ranges: &[ByteRange], bytes: &'a [u8]) -> Vec<(Vec<Byte
         frames.push((frame, &bytes[begun..at]));
     }
     frames
-}
-
-/// The completion of several requests.
-pub(super) struct Joined(Mutex<State>);
-
-struct State {
-    left: usize,
-    error: Option<Error>,
-    done: Option<Completion>,
-}
-
-impl Joined {
-    pub(super) fn new(requests: usize, done: Completion) -> Arc<Self> {
-        Arc::new(Self(Mutex::new(State { left: requests, error: None, done: Some(done) })))
-    }
-
-    /// One of them is done.
-    pub(super) fn done(&self, result: Result<()>) {
-        let (done, end) = {
-            let mut state = self.0.lock().expect("no holder panics");
-            state.left -= 1;
-            if let Err(error) = result {
-                state.error.get_or_insert(error);
-            }
-            if state.left > 0 {
-                return;
-            }
-            (state.done.take(), state.error.take().map_or(Ok(()), Err))
-        };
-        if let Some(done) = done {
-            done(end);
-        }
-    }
 }
 
 #[cfg(test)]

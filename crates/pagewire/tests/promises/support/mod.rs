@@ -5,6 +5,10 @@ pub(crate) mod certificates;
 pub(crate) mod fake_server;
 pub(crate) mod fragile;
 pub(crate) mod frames;
+#[cfg(feature = "nbd")]
+pub(crate) mod nbd_fake;
+#[cfg(feature = "nbd")]
+pub(crate) mod nbd_servers;
 pub(crate) mod proxy;
 pub(crate) mod random;
 pub(crate) mod raw;

@@ -1,12 +1,12 @@
-//! Reads that are not aligned: the protocol moves whole pages, so more is asked for, and what nobody
-//! wanted is cut off.
+//! Reads that are not aligned: a protocol moves whole pages or blocks, so more is asked for, and what
+//! nobody wanted is cut off.
 
 use std::sync::Arc;
 
-use pagewire_core::chunk::{ByteRange, PAGE_SIZE};
+use pagewire_core::chunk::ByteRange;
 
+use super::{Part, Sink};
 use crate::error::Result;
-use crate::store::{Part, Sink};
 
 /// A sink that passes on what was wanted of what comes.
 pub(super) struct Cut {
@@ -20,9 +20,9 @@ impl Cut {
         Self { wanted: wanted.to_vec(), length, sink }
     }
 
-    /// The ranges to ask for: whole pages, each once.
-    pub(super) fn widened(&self) -> Vec<ByteRange> {
-        let wide = self.wanted.iter().map(|range| range.align_out(PAGE_SIZE).clamp_to(self.length));
+    /// The ranges to ask for: whole blocks of `align` bytes, each once.
+    pub(super) fn widened(&self, align: u64) -> Vec<ByteRange> {
+        let wide = self.wanted.iter().map(|range| range.align_out(align).clamp_to(self.length));
         ByteRange::union(wide.collect())
     }
 }
