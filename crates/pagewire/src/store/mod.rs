@@ -28,7 +28,7 @@ pub(crate) mod steps;
 pub use crate::sink::{Part, Sink};
 pub use blocking::Blocking;
 pub(crate) use blocking::wait;
-pub use cache::{CacheFiles, CacheInfo, CacheProgress, CacheStore, open_cached};
+pub use cache::{CacheFiles, CacheInfo, CacheProgress, CacheStore, open_cached, open_in_memory};
 pub use contract::{
     Capabilities, Completion, Flush, FlushDone, Info, Lent, Read, STAGED, Stage, Store, Stream,
     StreamRequest, Urgency,
