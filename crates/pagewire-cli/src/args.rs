@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use pagewire::ChunkSize;
-use pagewire::address::{PeerAddress, StoreAddress, parse_size};
+use pagewire::address::{NbdAddress, PeerAddress, StoreAddress, parse_size};
 use pagewire::store::{ClientTls, RemoteOptions};
 
 /// Makes memory of one host usable on another: at once, while it streams in behind.
@@ -55,16 +55,17 @@ pub(crate) enum Command {
     Completions(Completions),
 }
 
-/// Offer regions to peers
+/// Offer regions to peers, and to NBD clients
 ///
 /// Prints `listening ADDRESS` once it accepts connections, and serves until SIGINT or SIGTERM. One peer at
-/// a time may write to a region; what is flushed is kept, whatever is killed. A region of another peer is
+/// a time may write to a region, all NBD clients together being one; what is flushed is kept, whatever is killed. A region of another peer is
 /// passed on for reading.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "\
 Examples:
   pagewire serve model=file:/srv/model.bin --read-only --listen pw://0.0.0.0:7070
   pagewire serve db=file:/srv/app.db?capacity=1GiB
+  pagewire serve disk=file:/srv/disk.img --nbd nbd://127.0.0.1:10809
   pagewire serve db=file:/srv/app.db --listen pw+tls://0.0.0.0:7070 \\
     --tls-cert server.pem --tls-key server.key --tls-clients ca.pem --access access.toml
 
@@ -78,9 +79,15 @@ pub(crate) struct Serve {
     #[arg(required = true, value_name = "NAME=STORE", value_parser = parse_offer)]
     pub(crate) offers: Vec<(String, StoreAddress)>,
 
-    /// Where to listen; port 0 is any free one. Can be given more than once
-    #[arg(long, value_name = "ADDRESS", default_value = "pw://127.0.0.1:7070")]
+    /// Where to listen for peers; port 0 is any free one. Can be given more than once. pw://127.0.0.1:7070, where
+    /// there is no --nbd either
+    #[arg(long, value_name = "ADDRESS")]
     pub(crate) listen: Vec<PeerAddress>,
+
+    /// Where to listen for NBD clients (qemu, libnbd, the kernel), each region being an export: nbd://HOST:PORT,
+    /// nbd+unix:///?socket=PATH, or nbds:// to have TLS. Can be given more than once
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) nbd: Vec<NbdAddress>,
 
     /// How many connections there may be at once
     #[arg(long, value_name = "COUNT", default_value_t = 1024)]
@@ -109,7 +116,8 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "FILE", requires = "tls_clients")]
     pub(crate) access: Option<PathBuf>,
 
-    /// How long a writer whose connection is lost may take to come back before another may write
+    /// How long a writer whose connection is lost may take to come back before another may write; for NBD, after the
+    /// last client has left
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_time)]
     pub(crate) lapse: Duration,
 }

@@ -13,6 +13,7 @@
 //! | [`cache`] | how a persistent local copy is kept in files, as bytes |
 //! | [`epoch`] | which old bytes a reader of a past epoch still sees |
 //! | [`wire`] | what two processes say to each other, as bytes |
+//! | [`nbd`] | what an NBD server and its clients say to each other, as bytes |
 #![forbid(unsafe_code)]
 
 pub mod bitmap;
@@ -20,6 +21,7 @@ pub mod cache;
 pub mod chunk;
 pub mod epoch;
 pub mod journal;
+pub mod nbd;
 pub mod pull;
 pub mod push;
 pub mod wire;

@@ -8,12 +8,17 @@
 //! | `pw://HOST:PORT/NAME` | a region that a peer offers |
 //! | `pw+tls://HOST:PORT/NAME` | the same through TLS |
 //! | `pw+unix://SOCKET/NAME` | the same over a UNIX socket, its path percent-encoded |
+//! | `nbd://HOST[:PORT]/EXPORT` | an NBD export; also by `nbds://` and `nbd+unix:///EXPORT?socket=PATH` |
+
+mod nbd;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::error::{Error, ErrorKind, Result};
+
+pub use nbd::{DEFAULT_NBD_PORT, NbdAddress, NbdPlace, NbdTls};
 
 /// The port that is meant where an address names none.
 pub const DEFAULT_PORT: u16 = 7070;
@@ -30,6 +35,8 @@ pub enum StoreAddress {
     File(FileAddress),
     /// A region that a peer offers.
     Remote(RegionAddress),
+    /// An NBD export.
+    Nbd(NbdAddress),
 }
 
 /// A file or block device, and what is to be known to use it as a region.
@@ -147,9 +154,13 @@ impl FromStr for StoreAddress {
         if text.starts_with("pw://") || text.starts_with("pw+") {
             return text.parse().map(StoreAddress::Remote);
         }
+        if nbd::is_meant(text) {
+            return text.parse().map(StoreAddress::Nbd);
+        }
         match text.split_once(':') {
             Some((scheme, _)) if !scheme.is_empty() && !scheme.contains('/') => Err(usage(format!(
-                "'{text}': there is no kind of store '{scheme}:'; known are mem:, file:, pw://, pw+tls:// and pw+unix://"
+                "'{text}': there is no kind of store '{scheme}:'; known are mem:, file:, pw://, \
+                 pw+tls://, pw+unix://, nbd://, nbds:// and nbd+unix://"
             ))),
             _ => Err(usage(format!("'{text}' is no address: write file:{text} for a file"))),
         }
@@ -342,6 +353,7 @@ impl fmt::Display for StoreAddress {
             StoreAddress::Memory { size } => write!(f, "mem:{size}"),
             StoreAddress::File(file) => file.fmt(f),
             StoreAddress::Remote(region) => region.fmt(f),
+            StoreAddress::Nbd(export) => export.fmt(f),
         }
     }
 }
@@ -362,6 +374,8 @@ mod tests {
             "pw://[::1]:99/a/b",
             "pw+tls://db.example:7070/db",
             "pw+unix://%2Frun%2Fpagewire.sock/db%25",
+            "nbd://127.0.0.1:10809/db",
+            "nbds+unix:///db?socket=/run/nbd.sock&tls-hostname=db.example",
         ] {
             let address: StoreAddress = text.parse().unwrap();
             assert_eq!(address.to_string(), text);
@@ -394,6 +408,7 @@ mod tests {
             ("pw+tls://:1/x", "no host"),
             ("pw+unix:///x", "names no socket"),
             ("pw://host/%00", "control characters"),
+            ("nbd+tcp://host/x", "known are nbd://"),
         ] {
             let error = text.parse::<StoreAddress>().unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Usage, "{text}");

@@ -77,7 +77,7 @@ struct Replace {
 impl Target {
     fn open(address: &StoreAddress, length: u64, remote: &RemoteOptions) -> Result<Self> {
         match address {
-            StoreAddress::Memory { .. } | StoreAddress::Remote(_) => {
+            StoreAddress::Memory { .. } | StoreAddress::Remote(_) | StoreAddress::Nbd(_) => {
                 let store = store::open(address, true, remote)?;
                 let is_zero = matches!(address, StoreAddress::Memory { .. });
                 Ok(Self { store, is_zero, replace: None })

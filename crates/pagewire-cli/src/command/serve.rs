@@ -4,8 +4,9 @@ use std::net::ToSocketAddrs;
 use std::path::Path;
 
 use anyhow::Result;
+use pagewire::access::nbd::{NbdOptions, NbdServer};
 use pagewire::access::serve::{Permissions, Server, ServerOptions, ServerTls};
-use pagewire::address::{PeerAddress, StoreAddress};
+use pagewire::address::{NbdAddress, NbdPlace, PeerAddress, StoreAddress};
 use pagewire::engine::Region;
 use pagewire::store::{self, ClientTls, RemoteOptions};
 use pagewire::{Error, ErrorKind};
@@ -14,11 +15,18 @@ use super::Termination;
 use crate::args::Serve;
 use crate::output;
 
+/// Where a server listens that is told nothing.
+const DEFAULT_LISTEN: &str = "pw://127.0.0.1:7070";
+
 pub(super) fn run(args: &Serve) -> Result<()> {
     let termination = Termination::watch()?;
     if !args.read_only && !args.insecure {
         let knows_clients = args.tls_clients.is_some();
-        args.listen.iter().try_for_each(|address| check_who_can_write(address, knows_clients))?;
+        let peers = args.listen.iter().map(|address| (address.to_string(), Reach::of_peers(address)));
+        let clients = args.nbd.iter().map(|address| (address.to_string(), Reach::of_clients(address)));
+        peers
+            .chain(clients)
+            .try_for_each(|(address, reach)| check_who_can_write(&address, &reach, knows_clients))?;
     }
     let identity = args.identity.files();
     let tls = identity.clone().map(|identity| ServerTls { identity, clients: args.tls_clients.clone() });
@@ -40,10 +48,36 @@ pub(super) fn run(args: &Serve) -> Result<()> {
         permissions,
         ..ServerOptions::default()
     };
-    let server = Server::new(regions, options)?;
-    for address in &args.listen {
-        output::line(format!("listening {}", server.listen(address)?))?;
-    }
+    let nbd = NbdOptions {
+        max_connections: options.max_connections,
+        read_only: options.read_only,
+        lapse: options.lapse,
+        tls: options.tls.clone(),
+        permissions: options.permissions.clone(),
+        ..NbdOptions::default()
+    };
+    let by_default = args.listen.is_empty() && args.nbd.is_empty();
+    let default = by_default.then(|| DEFAULT_LISTEN.parse()).transpose()?;
+    let _peers = match args.listen.iter().chain(&default).collect::<Vec<_>>() {
+        none if none.is_empty() => None,
+        addresses => {
+            let server = Server::new(regions.clone(), options)?;
+            for address in addresses {
+                output::line(format!("listening {}", server.listen(address)?))?;
+            }
+            Some(server)
+        }
+    };
+    let _clients = match &args.nbd[..] {
+        [] => None,
+        addresses => {
+            let server = NbdServer::new(regions, nbd)?;
+            for address in addresses {
+                output::line(format!("listening {}", server.listen(address)?))?;
+            }
+            Some(server)
+        }
+    };
     termination.wait()
 }
 
@@ -70,13 +104,39 @@ fn read_permissions(path: &Path) -> pagewire::Result<Permissions> {
     Permissions::parse(&text).map_err(|error| error.context(path.display()))
 }
 
+/// Who reaches a server at an address.
+struct Reach {
+    /// Whoever reaches this host and port; none of another host where there is none.
+    place: Option<String>,
+    /// Only through TLS.
+    by_tls: bool,
+}
+
+impl Reach {
+    fn of_peers(address: &PeerAddress) -> Self {
+        let (place, by_tls) = match address {
+            PeerAddress::Unix(_) => (None, false),
+            PeerAddress::Tcp(place) => (Some(place.clone()), false),
+            PeerAddress::Tls(place) => (Some(place.clone()), true),
+        };
+        Self { place, by_tls }
+    }
+
+    fn of_clients(address: &NbdAddress) -> Self {
+        let place = match &address.place {
+            NbdPlace::Unix(_) => None,
+            NbdPlace::Tcp { host, port } if host.contains(':') => Some(format!("[{host}]:{port}")),
+            NbdPlace::Tcp { host, port } => Some(format!("{host}:{port}")),
+        };
+        Self { place, by_tls: address.tls.is_some() }
+    }
+}
+
 /// Who reaches a writable server that does not know its clients can write: on this host alone, unless that
 /// is wanted.
-fn check_who_can_write(address: &PeerAddress, knows_clients: bool) -> pagewire::Result<()> {
-    let place = match address {
-        PeerAddress::Unix(_) => return Ok(()),
-        PeerAddress::Tls(_) if knows_clients => return Ok(()),
-        PeerAddress::Tcp(place) | PeerAddress::Tls(place) => place,
+fn check_who_can_write(address: &str, reach: &Reach, knows_clients: bool) -> pagewire::Result<()> {
+    let Some(place) = reach.place.as_deref().filter(|_| !(reach.by_tls && knows_clients)) else {
+        return Ok(());
     };
     // One that has no address is told when it is listened at.
     let mut found = place.to_socket_addrs().into_iter().flatten();
@@ -84,7 +144,7 @@ fn check_who_can_write(address: &PeerAddress, knows_clients: bool) -> pagewire::
         return Ok(());
     }
     let text = format!(
-        "whoever reaches {address} could write to what is offered; choose --read-only, pw+tls:// with \
+        "whoever reaches {address} could write to what is offered; choose --read-only, pw+tls:// or nbds:// with \
          --tls-clients to know who comes, or --insecure if that is wanted"
     );
     Err(Error::new(ErrorKind::Usage, text))

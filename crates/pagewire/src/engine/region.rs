@@ -18,7 +18,7 @@ use pagewire_core::chunk::ByteRange;
 
 use crate::address::{StoreAddress, check_name};
 use crate::error::Result;
-use crate::store::{CacheStore, Info, Lent, Read, STAGED, Store, Stream, StreamRequest};
+use crate::store::{AtOnce, CacheStore, Info, Lent, Read, STAGED, Store, Stream, StreamRequest};
 use history::History;
 use lease::Lease;
 
@@ -159,6 +159,31 @@ impl Region {
         match &self.history {
             Some(history) => history.read(&*self.store, read),
             None => self.store.read(read),
+        }
+    }
+
+    /// The bytes of `range` at an epoch that is pinned, or at [`STAGED`] for who has the lease, where the calling
+    /// thread has them without waiting: see [`Store::read_at_once`].
+    ///
+    /// # Errors
+    ///
+    /// As the store's read.
+    pub fn read_at_once(&self, range: ByteRange, epoch: u64, buffer: &mut [u8]) -> Result<AtOnce> {
+        match &self.history {
+            None => self.store.read_at_once(range, epoch, buffer),
+            Some(_) if epoch == STAGED => self.store.read_at_once(range, self.store.info().epoch, buffer),
+            // What was replaced has to be looked for, and whoever replaces it to be kept waiting.
+            Some(_) => Ok(AtOnce::NotNow),
+        }
+    }
+
+    /// Which bytes of `range` at an epoch that is pinned, or at [`STAGED`], are zeroes that take no room: see
+    /// [`Store::holes`].
+    pub fn holes(&self, range: ByteRange, epoch: u64) -> Option<Vec<ByteRange>> {
+        match &self.history {
+            None => self.store.holes(range, epoch),
+            Some(_) if epoch == STAGED => self.store.holes(range, self.store.info().epoch),
+            Some(_) => None,
         }
     }
 

@@ -38,6 +38,24 @@ pub trait Store: Send + Sync {
     /// Submits a read.
     fn read(&self, read: Read);
 
+    /// The bytes of `range` at `epoch`, or at [`STAGED`], into a buffer of the same length, where the calling
+    /// thread has them without waiting for anything. It costs less than a read, which answers the rest.
+    ///
+    /// # Errors
+    ///
+    /// As the read.
+    fn read_at_once(&self, range: ByteRange, epoch: u64, buffer: &mut [u8]) -> Result<AtOnce> {
+        let _ = (range, epoch, buffer);
+        Ok(AtOnce::NotNow)
+    }
+
+    /// Which bytes of `range` at `epoch`, or at [`STAGED`], are zeroes that take no room, in order. There may be
+    /// more of them. None where nothing is known.
+    fn holes(&self, range: ByteRange, epoch: u64) -> Option<Vec<ByteRange>> {
+        let _ = (range, epoch);
+        None
+    }
+
     /// Submits a write of `bytes`: those of `ranges`, one range after the other. Ranges do not overlap.
     fn write(&self, ranges: &[ByteRange], bytes: &[u8], done: Completion) {
         let _ = (ranges, bytes);
@@ -233,6 +251,17 @@ pub struct Capabilities {
 pub struct Lent<'a> {
     /// The file.
     pub file: BorrowedFd<'a>,
+}
+
+/// What [`Store::read_at_once`] has come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AtOnce {
+    /// The buffer has the bytes.
+    Bytes,
+    /// They are all zeroes. The buffer was not touched.
+    Zeroes,
+    /// Not without waiting. The buffer may hold anything.
+    NotNow,
 }
 
 /// Whether somebody waits.

@@ -39,7 +39,9 @@ use uuid::Uuid;
 use super::disk::{Disk, nanoseconds};
 use super::gate::Ticket;
 use super::pool::Pool;
-use super::{Capabilities, Completion, Flush, Info, Lent, Part, Read, Stage, Store, Urgency, too_long};
+use super::{
+    AtOnce, Capabilities, Completion, Flush, Info, Lent, Part, Read, Stage, Store, Urgency, too_long,
+};
 use crate::address::{FileAddress, JournalPlace};
 use crate::error::{Error, ErrorKind, Result};
 use journaled::Journaled;
@@ -383,6 +385,72 @@ impl Opened {
         result.map(|()| left)
     }
 
+    /// Where the file has holes in `range`; behind `bytes_end` there are zeroes whatever it has.
+    fn holes_of_file(&self, range: ByteRange, bytes_end: u64) -> Option<Vec<ByteRange>> {
+        if self.identity.kind == FileKind::BlockDevice {
+            return None;
+        }
+        let fd = self.file.as_fd();
+        // To look for holes takes long on tmpfs, where the kernel walks the pages.
+        if pagewire_sys::file::allocated(fd).is_ok_and(|bytes| bytes >= self.info().length) {
+            return Some(Vec::new());
+        }
+        let data = pagewire_sys::file::data_extents(fd, range.start..bytes_end.min(range.end)).ok()?;
+        let mut holes = Vec::with_capacity(data.len() + 1);
+        let mut at = range.start;
+        for extent in data {
+            ByteRange::new(at, extent.start.max(at)).append_to(&mut holes);
+            at = extent.end;
+        }
+        ByteRange::new(at, range.end.max(at)).append_to(&mut holes);
+        Some(holes)
+    }
+
+    /// Answers `range` where the page cache has all of it.
+    fn answer_at_once(&self, range: ByteRange, epoch: u64, buffer: &mut [u8]) -> Result<AtOnce> {
+        let (pieces, _ticket) = match &self.journaled {
+            Some(journaled) => {
+                let (pieces, ticket) = journaled.resolve(epoch, &[range])?;
+                (pieces, Some(ticket))
+            }
+            None => {
+                self.info().check(range)?;
+                (vec![Piece { range, source: Source::Data, bytes_end: range.end }], None)
+            }
+        };
+        if pieces.iter().all(|piece| matches!(piece.source, Source::Zero)) {
+            return Ok(AtOnce::Zeroes);
+        }
+        for piece in &pieces {
+            let from = (piece.range.start - range.start) as usize;
+            let bytes = &mut buffer[from..from + piece.range.len() as usize];
+            let (bytes, zeroes) = bytes.split_at_mut((piece.bytes_end - piece.range.start) as usize);
+            zeroes.fill(0);
+            let got = match &piece.source {
+                Source::Zero => continue,
+                Source::Image(of, image) => {
+                    let from = (piece.range.start - of.start) as usize;
+                    bytes.copy_from_slice(&image[from..from + bytes.len()]);
+                    continue;
+                }
+                Source::Data => fill(&*self.file, bytes, piece.range.start, self.in_memory),
+                Source::Journal(at) => {
+                    match self.journaled.as_ref().and_then(|journaled| journaled.sidecar.existing()) {
+                        Some(journal) => fill(&*journal, bytes, *at, self.in_memory),
+                        None => return Ok(AtOnce::NotNow),
+                    }
+                }
+            };
+            // What is not there now, and why, is for the read to find out.
+            if !got.is_ok_and(|got| got == bytes.len()) {
+                return Ok(AtOnce::NotNow);
+            }
+        }
+        // Looked at after the bytes were taken, so that what is answered is what was good.
+        self.check_unchanged()?;
+        Ok(AtOnce::Bytes)
+    }
+
     /// Writes to a file without a journal.
     fn write_through(&self, ranges: &[ByteRange], bytes: &[u8]) -> Result<()> {
         let mut rest = bytes;
@@ -445,6 +513,25 @@ impl Store for FileStore {
                 read.sink.done(Err(error));
             }
         }
+    }
+
+    fn read_at_once(&self, range: ByteRange, epoch: u64, buffer: &mut [u8]) -> Result<AtOnce> {
+        self.file.answer_at_once(range, epoch, buffer)
+    }
+
+    fn holes(&self, range: ByteRange, epoch: u64) -> Option<Vec<ByteRange>> {
+        let file = &self.file;
+        let Some(journaled) = &file.journaled else { return file.holes_of_file(range, range.end) };
+        let (pieces, _ticket) = journaled.resolve(epoch, &[range]).ok()?;
+        let mut holes = Vec::new();
+        for piece in pieces {
+            match piece.source {
+                Source::Zero => holes.push(piece.range),
+                Source::Data => holes.extend(file.holes_of_file(piece.range, piece.bytes_end)?),
+                Source::Journal(_) | Source::Image(..) => {}
+            }
+        }
+        Some(ByteRange::union(holes))
     }
 
     fn write(&self, ranges: &[ByteRange], bytes: &[u8], done: Completion) {

@@ -10,7 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use pagewire_core::chunk::ByteRange;
 use uuid::Uuid;
 
-use super::{Capabilities, Completion, Flush, Info, Part, Read, STAGED, Stage, Store, given_up, stale};
+use super::{
+    AtOnce, Capabilities, Completion, Flush, Info, Part, Read, STAGED, Stage, Store, given_up, stale,
+};
 use crate::error::{Error, ErrorKind, Result};
 
 /// The length of a block, in bytes: small enough that copying one for a small write is cheap, large
@@ -227,6 +229,35 @@ impl Store for MemoryStore {
             });
         }
         read.sink.done(Ok(()));
+    }
+
+    fn read_at_once(&self, range: ByteRange, epoch: u64, buffer: &mut [u8]) -> Result<AtOnce> {
+        let (image, newest) = {
+            let state = self.lock();
+            (state.image(epoch), state.epoch)
+        };
+        let image = image.ok_or_else(|| stale(epoch, newest))?;
+        image.check(range)?;
+        let block = |piece: ByteRange| image.blocks[(piece.start / BLOCK) as usize].as_ref();
+        if range.split(BLOCK).all(|piece| block(piece).is_none()) {
+            return Ok(AtOnce::Zeroes);
+        }
+        for piece in range.split(BLOCK) {
+            let from = (piece.start - range.start) as usize;
+            let buffer = &mut buffer[from..from + piece.len() as usize];
+            match block(piece) {
+                Some(bytes) => buffer.copy_from_slice(&bytes[within(piece)]),
+                None => buffer.fill(0),
+            }
+        }
+        Ok(AtOnce::Bytes)
+    }
+
+    fn holes(&self, range: ByteRange, epoch: u64) -> Option<Vec<ByteRange>> {
+        let image = self.lock().image(epoch)?;
+        let is_hole = |piece: &ByteRange| image.blocks[(piece.start / BLOCK) as usize].is_none();
+        let range = range.clamp_to(image.length);
+        Some(ByteRange::union(range.split(BLOCK).filter(is_hole).collect()))
     }
 
     fn write(&self, ranges: &[ByteRange], bytes: &[u8], done: Completion) {

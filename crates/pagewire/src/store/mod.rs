@@ -19,7 +19,7 @@ mod contract;
 mod disk;
 pub(crate) mod gate;
 mod gather;
-mod pool;
+pub(crate) mod pool;
 #[cfg(test)]
 mod simulated;
 #[cfg(test)]
@@ -30,7 +30,7 @@ pub use blocking::Blocking;
 pub(crate) use blocking::wait;
 pub use cache::{CacheFiles, CacheInfo, CacheProgress, CacheStore, open_cached, open_in_memory};
 pub use contract::{
-    Capabilities, Completion, Flush, FlushDone, Info, Lent, Read, STAGED, Stage, Store, Stream,
+    AtOnce, Capabilities, Completion, Flush, FlushDone, Info, Lent, Read, STAGED, Stage, Store, Stream,
     StreamRequest, Urgency,
 };
 pub(crate) use contract::{given_up, stale, too_long};
@@ -42,7 +42,7 @@ pub use remote::{ClientTls, Identity, RemoteOptions, RemoteStore, describe, list
 use std::sync::Arc;
 
 use crate::address::StoreAddress;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 
 /// Opens the store at `address`: for writing too where `writable` is true.
 ///
@@ -72,6 +72,10 @@ pub fn open_as(
             Some(owner) => RemoteStore::connect_writer(region, remote, owner)?,
             None => RemoteStore::connect(region, remote)?,
         }),
+        StoreAddress::Nbd(export) => {
+            let text = format!("cannot open {export}: this version does not speak NBD");
+            return Err(Error::new(ErrorKind::Unsupported, text));
+        }
     })
 }
 

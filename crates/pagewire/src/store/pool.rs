@@ -11,6 +11,7 @@ type Job = Box<dyn FnOnce() + Send>;
 
 /// Threads that are started when they are first needed, and end when the pool is dropped.
 pub(crate) struct Pool {
+    name: &'static str,
     shared: Arc<Shared>,
 }
 
@@ -30,7 +31,12 @@ struct State {
 
 impl Pool {
     pub(crate) fn new() -> Self {
-        Self { shared: Arc::default() }
+        Self::named("pw-file")
+    }
+
+    /// One whose threads have this name.
+    pub(crate) fn named(name: &'static str) -> Self {
+        Self { name, shared: Arc::default() }
     }
 
     pub(crate) fn run(&self, job: Job) {
@@ -38,7 +44,7 @@ impl Pool {
         state.jobs.push_back(job);
         if state.idle < state.jobs.len() && state.threads < THREADS {
             let shared = self.shared.clone();
-            let started = std::thread::Builder::new().name("pw-file".into()).spawn(move || shared.serve());
+            let started = std::thread::Builder::new().name(self.name.into()).spawn(move || shared.serve());
             match started {
                 Ok(_) => state.threads += 1,
                 // The threads that there are get to it; if there is none, the caller has to.

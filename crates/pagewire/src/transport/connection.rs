@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use pagewire_sys::socket;
 
-use super::ClientTls;
 use super::tls::{self, Layer};
+use super::{Acceptor, ClientTls, Protocol};
 use crate::address::PeerAddress;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -45,7 +45,8 @@ impl Connection {
             PeerAddress::Tcp(place) => Self::connect_tcp(place, patience).map_err(failed),
             PeerAddress::Tls(place) => {
                 // Files that are of no use are told before anybody is called.
-                let layer = Layer::to_server(place, tls).map_err(|error| error.context(peer))?;
+                let layer =
+                    Layer::to_server(place, tls, Protocol::Pw).map_err(|error| error.context(peer))?;
                 let connection = Self::connect_tcp(place, patience).map_err(failed)?.with_tls(layer);
                 connection.secure(deadline).map_err(|error| refused(peer, &error))?;
                 Ok(connection)
@@ -67,6 +68,13 @@ impl Connection {
     /// The same with TLS, which has to shake hands first.
     pub(super) fn with_tls(self, layer: Layer) -> Self {
         Self { tls: Some(Box::new(layer)), ..self }
+    }
+
+    /// The same with TLS as a server, in the middle of what was spoken in clear. Nothing that belongs to TLS may have
+    /// been received.
+    #[cfg_attr(not(feature = "nbd"), expect(dead_code, reason = "only NBD begins TLS in the middle"))]
+    pub(crate) fn accept_tls(self, acceptor: &Acceptor) -> Self {
+        self.with_tls(acceptor.layer())
     }
 
     /// Shakes hands where there is TLS; nothing can be sent or received before. The timeouts are changed.
@@ -192,6 +200,12 @@ impl Connection {
             layer.close(self.fd());
         }
         self.shutdown_socket(Shutdown::Both);
+    }
+
+    /// Nothing more is received: whoever is blocked in that comes back with the end of the stream.
+    #[cfg_attr(not(feature = "nbd"), expect(dead_code, reason = "only NBD lets what has come be answered"))]
+    pub(crate) fn end_receiving(&self) {
+        self.shutdown_socket(Shutdown::Read);
     }
 
     /// Ends the sending side, and waits until the peer has ended its own, or has sent more than a little,

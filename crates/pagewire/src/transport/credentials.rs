@@ -33,3 +33,12 @@ pub struct ServerTls {
     /// certificate of theirs is turned away.
     pub clients: Option<PathBuf>,
 }
+
+/// What is spoken inside TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    /// Both sides name it, so that a server of something else is not talked to by mistake.
+    Pw,
+    /// Its clients and servers name nothing.
+    Nbd,
+}

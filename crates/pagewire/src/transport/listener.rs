@@ -43,7 +43,20 @@ impl Listener {
     /// [`ErrorKind::Busy`] where somebody else listens there; [`ErrorKind::Usage`] for a TLS address
     /// without `tls`.
     pub(crate) fn bind(address: &PeerAddress, tls: Option<&Acceptor>) -> Result<Self> {
-        let failed = |error: io::Error| Error::io(format!("cannot listen on {address}"), &error);
+        Self::bind_named(address, tls, address)
+    }
+
+    /// The same, for somebody who writes the address in another way.
+    ///
+    /// # Errors
+    ///
+    /// As [`Listener::bind`].
+    pub(crate) fn bind_named(
+        address: &PeerAddress,
+        tls: Option<&Acceptor>,
+        name: &impl std::fmt::Display,
+    ) -> Result<Self> {
+        let failed = |error: io::Error| Error::io(format!("cannot listen on {name}"), &error);
         match address {
             PeerAddress::Tcp(place) => {
                 let (socket, bound) = bind_tcp(place).map_err(failed)?;

@@ -15,6 +15,7 @@ mod tls;
 mod tls;
 
 pub(crate) use connection::{Connection, is_closed, lost, refused};
+pub(crate) use credentials::Protocol;
 pub use credentials::{ClientTls, Identity, ServerTls};
 pub(crate) use listener::{Incoming, Listener, bind_unix};
 pub(crate) use tls::Acceptor;

@@ -32,7 +32,7 @@ use pagewire_sys::{file, socket};
 pub(crate) use self::config::Acceptor;
 pub(crate) use self::failure::failure;
 use self::machine::{Ciphertext, LARGEST, Machine, RECORD, RECORD_OVERHEAD, has_record};
-use super::{ClientTls, Connection};
+use super::{ClientTls, Connection, Protocol};
 use crate::error::Result;
 
 /// How many bytes are encrypted before they are sent with one system call: the cost per call has vanished,
@@ -51,6 +51,7 @@ pub(super) struct Layer {
     machine: Mutex<Machine>,
     sending: Mutex<Sending>,
     receiving: Mutex<Receiving>,
+    protocol: Protocol,
     serves: bool,
     /// Whether the handshake is over. Before that nobody sends or receives.
     ready: AtomicBool,
@@ -82,11 +83,12 @@ struct Receiving {
 }
 
 impl Layer {
-    fn new(machine: Machine, serves: bool) -> Self {
+    fn new(machine: Machine, protocol: Protocol, serves: bool) -> Self {
         Self {
             machine: Mutex::new(machine),
             sending: Mutex::default(),
             receiving: Mutex::default(),
+            protocol,
             serves,
             ready: AtomicBool::new(false),
             names: OnceLock::new(),
@@ -94,8 +96,8 @@ impl Layer {
     }
 
     /// The TLS of a connection to the server at `place`, before its handshake.
-    pub(super) fn to_server(place: &str, tls: &ClientTls) -> Result<Self> {
-        Ok(Self::new(config::client(place, tls)?, false))
+    pub(super) fn to_server(place: &str, tls: &ClientTls, protocol: Protocol) -> Result<Self> {
+        Ok(Self::new(config::client(place, tls, protocol)?, protocol, false))
     }
 
     /// The names in the certificate that a client has shown, in small letters.
@@ -140,7 +142,8 @@ impl Layer {
             }
         }
         let machine = self.machine();
-        if machine.state().alpn_protocol() != Some(config::ALPN) {
+        let alpn = self.protocol.alpn();
+        if alpn.is_some() && machine.state().alpn_protocol() != alpn {
             return Err(failure::not_pw());
         }
         let shown = machine.state().peer_certificates().and_then(<[_]>::first);

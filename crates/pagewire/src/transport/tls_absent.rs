@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
-use super::{ClientTls, ServerTls};
+use super::{ClientTls, Protocol, ServerTls};
 use crate::error::{Error, ErrorKind, Result};
 
 /// The TLS of one connection.
@@ -21,11 +21,11 @@ fn absent() -> Error {
 }
 
 impl Acceptor {
-    pub(crate) fn load(_: &ServerTls) -> Result<Self> {
+    pub(crate) fn load(_: &ServerTls, _: Protocol) -> Result<Self> {
         Err(absent())
     }
 
-    pub(super) fn layer(&self) -> Layer {
+    pub(in crate::transport) fn layer(&self) -> Layer {
         match self.0 {}
     }
 
@@ -35,7 +35,7 @@ impl Acceptor {
 }
 
 impl Layer {
-    pub(super) fn to_server(_: &str, _: &ClientTls) -> Result<Self> {
+    pub(super) fn to_server(_: &str, _: &ClientTls, _: Protocol) -> Result<Self> {
         Err(absent())
     }
 

@@ -44,9 +44,11 @@ use pagewire_sys::event::EventFd;
 use crate::address::PeerAddress;
 use crate::engine::Region;
 use crate::error::{Error, ErrorKind, Result};
-use crate::transport::{Acceptor, Connection, Incoming, Listener};
+use crate::transport::{Acceptor, Connection, Incoming, Listener, Protocol};
 pub use crate::transport::{Identity, ServerTls};
 use outgoing::Outgoing;
+#[cfg(feature = "nbd")]
+pub(in crate::access) use permissions::Access;
 pub use permissions::Permissions;
 use session::Session;
 
@@ -119,14 +121,10 @@ impl Server {
                 return Err(Error::new(ErrorKind::Usage, format!("two regions have the name '{name}'")));
             }
         }
-        let tls = options.tls.as_ref().map(Acceptor::load).transpose()?;
+        let tls = options.tls.as_ref().map(|tls| Acceptor::load(tls, Protocol::Pw)).transpose()?;
         if let Some(permissions) = &options.permissions {
             permissions.check(|name| named.contains_key(name))?;
-            if !tls.as_ref().is_some_and(Acceptor::knows_clients) {
-                let text = "permissions are for the names in clients' certificates: name the authorities that \
-                            sign them (--tls-clients)";
-                return Err(Error::new(ErrorKind::Usage, text));
-            }
+            permissions.check_known(tls.as_ref().is_some_and(Acceptor::knows_clients))?;
         }
         let stop = EventFd::new().map_err(|error| Error::io("cannot make an event", &error))?;
         let shared = Shared {

@@ -40,7 +40,7 @@ struct Rule {
 
 /// What somebody may do with a region. Each allows what those before it allow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Access {
+pub(in crate::access) enum Access {
     /// Not even know that it is there.
     Nothing,
     Read,
@@ -79,7 +79,7 @@ impl Permissions {
     /// # Errors
     ///
     /// [`ErrorKind::Usage`] where one is not.
-    pub(super) fn check(&self, is_offered: impl Fn(&str) -> bool) -> Result<()> {
+    pub(in crate::access) fn check(&self, is_offered: impl Fn(&str) -> bool) -> Result<()> {
         match self.regions.keys().find(|region| *region != ANY && !is_offered(region)) {
             Some(region) => {
                 let text = format!("the permissions name a region '{region}', which is not offered");
@@ -89,9 +89,24 @@ impl Permissions {
         }
     }
 
+    /// Whether there is a name that could be permitted something: the server `knows_clients` by the authorities that
+    /// sign their certificates.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Usage`] where it does not.
+    pub(in crate::access) fn check_known(&self, knows_clients: bool) -> Result<()> {
+        if knows_clients {
+            return Ok(());
+        }
+        let text = "permissions are for the names in clients' certificates: name the authorities that sign them \
+                    (--tls-clients)";
+        Err(Error::new(ErrorKind::Usage, text))
+    }
+
     /// What may be done with a region by whoever has shown a valid certificate with these names, in small
     /// letters; none has shown none.
-    pub(super) fn of(&self, region: &str, names: Option<&[String]>) -> Access {
+    pub(in crate::access) fn of(&self, region: &str, names: Option<&[String]>) -> Access {
         let (Some(names), Some(rule)) = (names, self.regions.get(region).or_else(|| self.regions.get(ANY)))
         else {
             return Access::Nothing;

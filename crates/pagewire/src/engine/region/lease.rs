@@ -64,6 +64,13 @@ impl Lease {
         Ok(state.hold(owner))
     }
 
+    /// Whether somebody could take the lease now, or go on with it where its token is this one.
+    pub(super) fn is_free_for(&self, token: Option<u64>) -> bool {
+        let state = self.lock();
+        let waits = state.holder.as_ref().is_some_and(|holder| holder.gone.is_some());
+        (waits && token == Some(state.token)) || state.check_free().is_ok()
+    }
+
     /// Goes on with a lease after a lost connection, or after a restart of this process. An earlier
     /// connection of the same holder that is not known to be lost yet is cut off.
     pub(super) fn resume(&self, token: u64, owner: &str) -> Result<Held> {
@@ -74,6 +81,11 @@ impl Lease {
             return Err(fenced(by));
         }
         Ok(state.hold(owner))
+    }
+
+    /// Whether nobody else has taken the holder's place.
+    pub(super) fn is_held(&self, held: &Held) -> bool {
+        !held.revoked.load(Ordering::Acquire)
     }
 
     /// The right to change the region, while the answer lives.

@@ -43,6 +43,12 @@ impl Region {
         self.hold(self.lease.resume(token, owner))
     }
 
+    /// Whether the lease could be taken now, or gone on with where its token is this one.
+    #[cfg_attr(not(feature = "nbd"), expect(dead_code, reason = "only NBD tells before it takes"))]
+    pub(crate) fn is_free_for(&self, token: Option<u64>) -> bool {
+        self.lease.is_free_for(token)
+    }
+
     fn check_writable(&self) -> Result<()> {
         if self.store.info().writable {
             return Ok(());
@@ -74,6 +80,12 @@ impl Writer {
     /// The lease's token.
     pub fn token(&self) -> u64 {
         self.held.token
+    }
+
+    /// Whether nobody else has taken the lease.
+    #[cfg_attr(not(feature = "nbd"), expect(dead_code, reason = "only NBD shares a writer"))]
+    pub(crate) fn is_held(&self) -> bool {
+        self.region.lease.is_held(&self.held)
     }
 
     /// What the writer sees: the newest epoch with all that it has written.

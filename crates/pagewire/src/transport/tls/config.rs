@@ -14,10 +14,17 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig, version};
 use super::Layer;
 use super::machine::Machine;
 use crate::error::{Error, ErrorKind, Result};
-use crate::transport::credentials::{ClientTls, Identity, ServerTls};
+use crate::transport::credentials::{ClientTls, Identity, Protocol, ServerTls};
 
-/// The protocol inside TLS, as both sides name it: a server of something else is not talked to by mistake.
-pub(super) const ALPN: &[u8] = b"pw";
+impl Protocol {
+    /// The name that both sides have to give it, if any.
+    pub(super) fn alpn(self) -> Option<&'static [u8]> {
+        match self {
+            Protocol::Pw => Some(b"pw"),
+            Protocol::Nbd => None,
+        }
+    }
+}
 
 /// What a server needs to begin TLS on a connection.
 #[derive(Clone)]
@@ -25,6 +32,7 @@ pub(crate) struct Acceptor(Arc<Files>);
 
 struct Files {
     tls: ServerTls,
+    protocol: Protocol,
     loaded: Mutex<(Stamps, Arc<ServerConfig>)>,
 }
 
@@ -32,14 +40,14 @@ struct Files {
 type Stamps = Vec<Option<SystemTime>>;
 
 impl Acceptor {
-    /// Reads the files.
+    /// Reads the files, for a server that speaks `protocol`.
     ///
     /// # Errors
     ///
     /// Where one cannot be read, holds something else, or the key does not belong to the certificate.
-    pub(crate) fn load(tls: &ServerTls) -> Result<Self> {
-        let loaded = (stamps(tls), server_config(tls)?);
-        Ok(Self(Arc::new(Files { tls: tls.clone(), loaded: Mutex::new(loaded) })))
+    pub(crate) fn load(tls: &ServerTls, protocol: Protocol) -> Result<Self> {
+        let loaded = Mutex::new((stamps(tls), server_config(tls, protocol)?));
+        Ok(Self(Arc::new(Files { tls: tls.clone(), protocol, loaded })))
     }
 
     /// Whether every client has to show a certificate.
@@ -51,7 +59,8 @@ impl Acceptor {
     pub(in crate::transport) fn layer(&self) -> Layer {
         let config = self.0.config();
         let connection = rustls::server::UnbufferedServerConnection::new(config);
-        Layer::new(Machine::from(connection.expect("the settings are those of every other connection")), true)
+        let connection = connection.expect("the settings are those of every other connection");
+        Layer::new(Machine::from(connection), self.0.protocol, true)
     }
 }
 
@@ -62,7 +71,7 @@ impl Files {
         let now = stamps(&self.tls);
         let mut loaded = self.loaded.lock().expect("no holder panics");
         if loaded.0 != now {
-            match server_config(&self.tls) {
+            match server_config(&self.tls, self.protocol) {
                 Ok(config) => {
                     tracing::info!("the certificates have changed, and are used from now on");
                     *loaded = (now, config);
@@ -89,7 +98,7 @@ fn provider() -> Arc<CryptoProvider> {
     PROVIDER.get_or_init(|| Arc::new(default_provider())).clone()
 }
 
-fn server_config(tls: &ServerTls) -> Result<Arc<ServerConfig>> {
+fn server_config(tls: &ServerTls, protocol: Protocol) -> Result<Arc<ServerConfig>> {
     let (chain, key) = identity(&tls.identity)?;
     let builder = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&version::TLS13])
@@ -106,14 +115,14 @@ fn server_config(tls: &ServerTls) -> Result<Arc<ServerConfig>> {
         }
     };
     let mut config = builder.with_single_cert(chain, key).map_err(|error| unusable(&tls.identity, &error))?;
-    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.alpn_protocols = protocol.alpn().iter().map(|name| name.to_vec()).collect();
     config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(Arc::new(config))
 }
 
 /// The TLS of a connection to the server at `place`, a host and a port, before its handshake.
-pub(super) fn client(place: &str, tls: &ClientTls) -> Result<Machine> {
+pub(super) fn client(place: &str, tls: &ClientTls, protocol: Protocol) -> Result<Machine> {
     let host = place.rsplit_once(':').map_or(place, |(host, _)| host);
     let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     let name = ServerName::try_from(host.to_owned()).map_err(|_| {
@@ -134,7 +143,7 @@ pub(super) fn client(place: &str, tls: &ClientTls) -> Result<Machine> {
             builder.with_client_auth_cert(chain, key).map_err(|error| unusable(files, &error))?
         }
     };
-    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.alpn_protocols = protocol.alpn().iter().map(|name| name.to_vec()).collect();
     config.resumption = Resumption::disabled();
     let connection = rustls::client::UnbufferedClientConnection::new(Arc::new(config), name);
     let connection = connection

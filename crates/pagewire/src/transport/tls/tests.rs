@@ -12,7 +12,7 @@ use rustls::{CipherSuiteCommon, SupportedCipherSuite, Tls13CipherSuite};
 
 use super::{Acceptor, Layer};
 use crate::error::ErrorKind as Kind;
-use crate::transport::{ClientTls, Connection, Identity, ServerTls, refused};
+use crate::transport::{ClientTls, Connection, Identity, Protocol, ServerTls, refused};
 
 /// Longer than anything here takes.
 const HANG: Duration = Duration::from_secs(20);
@@ -82,8 +82,8 @@ fn before_the_handshake() -> Pair {
     let files = files();
     let (one, other) = UnixStream::pair().unwrap();
     let (to_server, at_server) = (one.try_clone().unwrap(), other.try_clone().unwrap());
-    let client = Layer::to_server("server.example:7070", &files.client).unwrap();
-    let server = Acceptor::load(&files.server).unwrap().layer();
+    let client = Layer::to_server("server.example:7070", &files.client, Protocol::Pw).unwrap();
+    let server = Acceptor::load(&files.server, Protocol::Pw).unwrap().layer();
     let (client, server) = (Connection::from(one).with_tls(client), Connection::from(other).with_tls(server));
     Pair { client, server, to_server, at_server }
 }
