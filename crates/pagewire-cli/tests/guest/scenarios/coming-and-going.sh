@@ -27,8 +27,9 @@ kill -TERM "$process"
 eventually grep -q 'in use by the mount at /mnt/going' device.err
 kill -TERM "$process"
 ends "$process"
-is_down "$device"
+fails cat "$device" >read 2>&1
 umount -l /mnt/going
+eventually is_down "$device"
 
 # One that somebody else takes down is noticed.
 device pw://127.0.0.1:7070/other --writable
@@ -54,9 +55,9 @@ ends "$process"
 head -c 1000 /dev/urandom >odd
 fails pagewire mount file:odd --via nbd 2>said
 grep -q '512 bytes' said
-fails pagewire mount file:disk /dev/null --via nbd 2>said
+fails pagewire mount file:odd /dev/null --via nbd 2>said
 grep -q 'no NBD device' said
-fails pagewire mount file:disk 2>said
+fails pagewire mount file:odd 2>said
 grep -q 'name the PATH' said
 fails pagewire mount pw://127.0.0.1:7070 --via nbd 2>said
 [ "$(wc -l <said)" = 1 ]
