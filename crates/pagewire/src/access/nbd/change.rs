@@ -59,7 +59,7 @@ impl Changer {
                 return Ok(());
             }
         };
-        let under_way = self.outgoing.begin(range.len().min(PIECE) as usize);
+        let under_way = self.begin(range.len().min(PIECE) as usize);
         let pieces = range.split(PIECE).count();
         let write = Arc::new(Write {
             change: Mutex::new(Some(self.change(cookie, range, fua, under_way))),
@@ -81,9 +81,9 @@ impl Changer {
     /// Has much that was written flushed, in the background.
     fn relieve(&self) {
         if self.attachment.writing().is_ok_and(|writing| writing.needs_relief()) {
-            let attachment = self.attachment.clone();
+            let under_way = self.begin(0);
             self.pool.run(Box::new(move || {
-                if let Ok(writing) = attachment.writing() {
+                if let Ok(writing) = under_way.attachment().writing() {
                     writing.relieve();
                 }
             }));
@@ -100,14 +100,13 @@ impl Changer {
                 self.outgoing.encode_failure(cookie, range.start, error, text, out);
             });
         }
-        let under_way = self.outgoing.begin(0);
+        let under_way = self.begin(0);
         let change = self.change(cookie, range, fua, under_way);
-        let attachment = self.attachment.clone();
         if range.is_empty() {
             return change.end(&Ok(()));
         }
         let work = move || {
-            let result = attachment.writing().and_then(|writing| match no_hole {
+            let result = change.attachment().writing().and_then(|writing| match no_hole {
                 true => {
                     // One that finds zeroes in it makes no hole of them.
                     let bytes = vec![0; range.len().min(PIECE) as usize];
@@ -124,7 +123,7 @@ impl Changer {
 
     /// Carries out a TRIM: whole pages are forgotten, and read as zeroes.
     pub(super) fn trim(&self, cookie: u64, range: ByteRange, fua: bool) {
-        let under_way = self.outgoing.begin(0);
+        let under_way = self.begin(0);
         let change = self.change(cookie, range, fua, under_way);
         let end =
             if range.end == self.attachment.size() { range.end } else { range.end / PAGE_SIZE * PAGE_SIZE };
@@ -133,10 +132,12 @@ impl Changer {
             // It is a hint.
             return change.end(&Ok(()));
         }
-        let (attachment, pages) = (self.attachment.clone(), ByteRange::new(start, end));
+        let pages = ByteRange::new(start, end);
         let work = move || {
-            let trimmed =
-                attachment.writing().and_then(|writing| wait(|done| writing.writer.zero(&[pages], done)));
+            let trimmed = change
+                .attachment()
+                .writing()
+                .and_then(|writing| wait(|done| writing.writer.zero(&[pages], done)));
             change.end(&match trimmed {
                 Err(error) if error.kind() == ErrorKind::Unsupported => Ok(()),
                 result => result,
@@ -148,39 +149,42 @@ impl Changer {
 
     /// Carries out a FLUSH.
     pub(super) fn flush(&self, cookie: u64) {
-        let under_way = self.outgoing.begin(0);
-        let (attachment, outgoing) = (self.attachment.clone(), self.outgoing.clone());
+        let under_way = self.begin(0);
         self.pool.run(Box::new(move || {
+            let (attachment, outgoing) = (under_way.attachment(), under_way.outgoing());
             let result = attachment.flush();
-            tell_failure(&attachment, &result);
+            tell_failure(attachment, &result);
             outgoing.send(|out| outgoing.encode_result(cookie, 0, &result, out));
-            drop(under_way);
         }));
     }
 
     fn change(&self, cookie: u64, range: ByteRange, fua: bool, under_way: UnderWay) -> Change {
-        let (attachment, outgoing, pool) =
-            (self.attachment.clone(), self.outgoing.clone(), self.pool.clone());
-        Change { attachment, outgoing, pool, cookie, range, fua, _under_way: under_way }
+        Change { pool: self.pool.clone(), cookie, range, fua, under_way }
+    }
+
+    fn begin(&self, bytes: usize) -> UnderWay {
+        self.outgoing.begin(&self.attachment, bytes)
     }
 }
 
 /// A change that is under way.
 struct Change {
-    attachment: Arc<Attachment>,
-    outgoing: Arc<Outgoing>,
     pool: Arc<Pool>,
     cookie: u64,
     range: ByteRange,
     /// Whether it is flushed before it is answered.
     fua: bool,
-    _under_way: UnderWay,
+    under_way: UnderWay,
 }
 
 impl Change {
+    fn attachment(&self) -> &Attachment {
+        self.under_way.attachment()
+    }
+
     /// Answers it. Called on whichever thread has carried it out.
     fn end(self, result: &Result<()>) {
-        if let Ok(writing) = self.attachment.writing()
+        if let Ok(writing) = self.attachment().writing()
             && !self.range.is_empty()
         {
             writing.mark(self.range);
@@ -188,13 +192,16 @@ impl Change {
         if self.fua && result.is_ok() {
             let pool = self.pool.clone();
             return pool.run(Box::new(move || {
-                let result = self.attachment.flush();
-                tell_failure(&self.attachment, &result);
-                self.outgoing
-                    .send(|out| self.outgoing.encode_result(self.cookie, self.range.start, &result, out));
+                let result = self.attachment().flush();
+                tell_failure(self.attachment(), &result);
+                self.under_way.outgoing().send(|out| self.encode(&result, out));
             }));
         }
-        self.outgoing.put(|out| self.outgoing.encode_result(self.cookie, self.range.start, result, out));
+        self.under_way.outgoing().put(|out| self.encode(result, out));
+    }
+
+    fn encode(&self, result: &Result<()>, out: &mut Vec<u8>) {
+        self.under_way.outgoing().encode_result(self.cookie, self.range.start, result, out);
     }
 }
 

@@ -33,7 +33,7 @@ mod writing;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -114,16 +114,10 @@ struct Shared {
     stop: EventFd,
     stopping: AtomicBool,
     connections: AtomicUsize,
-    /// Everybody who is connected, by a number, for when the server stops.
-    clients: Mutex<HashMap<u64, Client>>,
+    /// Everybody who is connected, by a number, for when the server stops: the sending side, once an export is used.
+    clients: Mutex<HashMap<u64, Weak<Outgoing>>>,
     left: Condvar,
     next: AtomicU64,
-}
-
-/// One connection, as far as the server knows it.
-enum Client {
-    ShakesHands,
-    Transmits(Weak<Outgoing>),
 }
 
 impl NbdServer {
@@ -229,6 +223,11 @@ impl Drop for NbdServer {
             let _ = thread.join();
         }
         self.shared.end();
+        // A thread that has just left lets go of the regions in a moment.
+        let deadline = Instant::now() + Duration::from_secs(1);
+        while Arc::strong_count(&self.shared) > 1 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         self.shared.exports.values().for_each(|export| export.close());
     }
 }
@@ -256,7 +255,7 @@ impl Shared {
     fn begin(self: &Arc<Self>, connection: Connection, forced: bool) {
         let count = self.connections.fetch_add(1, Ordering::Relaxed);
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        self.clients.lock().expect("no holder panics").insert(number, Client::ShakesHands);
+        self.clients().insert(number, Weak::new());
         let here = Here { shared: self.clone(), number };
         if count >= self.options.max_connections {
             return tracing::warn!(peer = connection.peer_name(), count, "too many NBD connections");
@@ -268,6 +267,10 @@ impl Shared {
         if let Err(error) = started {
             tracing::warn!(%error, "cannot start a thread for a connection");
         }
+    }
+
+    fn clients(&self) -> MutexGuard<'_, HashMap<u64, Weak<Outgoing>>> {
+        self.clients.lock().expect("no holder panics")
     }
 
     fn serve(self: &Arc<Self>, connection: Connection, forced: bool, number: u64) {
@@ -283,8 +286,7 @@ impl Shared {
         };
         let handshake::Agreed { connection, attachment, headers, contexts } = agreed;
         let outgoing = Arc::new(Outgoing::new(connection, headers));
-        let client = Client::Transmits(Arc::downgrade(&outgoing));
-        self.clients.lock().expect("no holder panics").insert(number, client);
+        self.clients().insert(number, Arc::downgrade(&outgoing));
         let send_timeout = Some(self.options.send_timeout);
         let stopping = || self.is_stopping();
         let (region, writes) = (attachment.region().name().to_owned(), attachment.is_writable());
@@ -314,23 +316,14 @@ impl Shared {
     /// Tells all connections to end, and waits so long until all have.
     fn wait_until_left(&self, patience: Duration, tell: impl Fn(&Outgoing)) -> bool {
         let deadline = Instant::now() + patience;
-        let mut clients = self.clients.lock().expect("no holder panics");
+        let mut clients = self.clients();
         while !clients.is_empty() && Instant::now() < deadline {
-            clients.values().filter_map(Client::outgoing).for_each(|outgoing| tell(&outgoing));
+            clients.values().filter_map(Weak::upgrade).for_each(|outgoing| tell(&outgoing));
             // Some may only be on their way to where they can be told.
             let wait = Duration::from_millis(50);
             clients = self.left.wait_timeout(clients, wait).expect("no holder panics").0;
         }
         clients.is_empty()
-    }
-}
-
-impl Client {
-    fn outgoing(&self) -> Option<Arc<Outgoing>> {
-        match self {
-            Client::ShakesHands => None,
-            Client::Transmits(outgoing) => outgoing.upgrade(),
-        }
     }
 }
 
@@ -343,7 +336,7 @@ struct Here {
 impl Drop for Here {
     fn drop(&mut self) {
         self.shared.connections.fetch_sub(1, Ordering::Relaxed);
-        self.shared.clients.lock().expect("no holder panics").remove(&self.number);
+        self.shared.clients().remove(&self.number);
         self.shared.left.notify_all();
     }
 }

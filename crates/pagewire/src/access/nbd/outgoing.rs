@@ -15,6 +15,7 @@ use std::time::Duration;
 use pagewire_core::chunk::ByteRange;
 use pagewire_core::nbd::{Chunk, ErrorNumber, Headers, ReplyFlags, ReplyHeader, chunk};
 
+use super::attachment::Attachment;
 use super::errno;
 use crate::error::Error;
 use crate::transport::Connection;
@@ -166,7 +167,7 @@ impl Outgoing {
 
     /// A request of so many bytes is carried out elsewhere from now on, as soon as there is room for it. Until the
     /// answer is dropped.
-    pub(super) fn begin(self: &Arc<Self>, bytes: usize) -> UnderWay {
+    pub(super) fn begin(self: &Arc<Self>, attachment: &Arc<Attachment>, bytes: usize) -> UnderWay {
         let mut state = self.state();
         loop {
             let used = state.bytes + state.deferred_bytes;
@@ -184,16 +185,16 @@ impl Outgoing {
         state.requests += 1;
         state.bytes += bytes;
         drop(state);
-        UnderWay { outgoing: self.clone(), bytes }
+        UnderWay { outgoing: self.clone(), attachment: Some(attachment.clone()), bytes }
     }
 
-    /// Waits until nothing is under way, and everything is sent.
+    /// Waits until nothing is under way, and everything is sent that can be.
     pub(super) fn finish(&self) {
         if self.flush().is_err() {
             self.close();
         }
         let mut state = self.state();
-        while !state.closed && (state.requests > 0 || state.deferred_bytes > 0) {
+        while state.requests > 0 || (!state.closed && state.deferred_bytes > 0) {
             state = self.wait(state);
         }
     }
@@ -346,14 +347,27 @@ pub(super) fn encode_hole(
     hole.encode(headers, cookie, offset, ReplyFlags::NONE.with_if(ReplyFlags::DONE, last), out);
 }
 
-/// A request that is carried out elsewhere.
+/// A request that is carried out elsewhere. Its client stays until it is dropped.
 pub(super) struct UnderWay {
     outgoing: Arc<Outgoing>,
+    attachment: Option<Arc<Attachment>>,
     bytes: usize,
+}
+
+impl UnderWay {
+    pub(super) fn outgoing(&self) -> &Arc<Outgoing> {
+        &self.outgoing
+    }
+
+    pub(super) fn attachment(&self) -> &Attachment {
+        self.attachment.as_ref().expect("it is there until this is dropped")
+    }
 }
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
+        // Before the connection's thread is told, which is to be the last that has one.
+        self.attachment = None;
         let mut state = self.outgoing.state();
         state.requests -= 1;
         state.bytes -= self.bytes;

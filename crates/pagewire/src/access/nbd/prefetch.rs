@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use pagewire_core::chunk::ByteRange;
 
 use super::attachment::Attachment;
+use super::outgoing::Outgoing;
 use crate::error::Result;
 use crate::store::pool::Pool;
 use crate::store::{Part, Read, Sink, Urgency};
@@ -34,7 +35,13 @@ struct State {
 
 impl Prefetch {
     /// Begins to pull `range`, behind what is pulled already.
-    pub(super) fn start(self: &Arc<Self>, attachment: &Arc<Attachment>, range: ByteRange, pool: &Pool) {
+    pub(super) fn start(
+        self: &Arc<Self>,
+        attachment: &Arc<Attachment>,
+        outgoing: &Arc<Outgoing>,
+        range: ByteRange,
+        pool: &Pool,
+    ) {
         let region = attachment.region();
         if let Some(lent) = region.lend() {
             // A hint: whatever comes of it.
@@ -51,8 +58,8 @@ impl Prefetch {
         state.waiting.extend(range.split(PIECE).take(MAX_WAITING));
         if !std::mem::replace(&mut state.running, true) {
             drop(state);
-            let (this, attachment) = (self.clone(), attachment.clone());
-            pool.run(Box::new(move || this.run(&attachment)));
+            let (this, under_way) = (self.clone(), outgoing.begin(attachment, 0));
+            pool.run(Box::new(move || this.run(under_way.attachment())));
         }
     }
 

@@ -233,42 +233,40 @@ impl<'a> Reader<'a> {
     fn read_rest(&self, request: ReadRequest, left: Option<ByteRange>) {
         let Some(left) = left else { return };
         let (region, epoch) = (self.attachment.region(), self.attachment.epoch());
-        let under_way = self.outgoing.begin(left.len() as usize);
-        let answer = Answer { outgoing: self.outgoing.clone(), request, _under_way: under_way };
+        let under_way = self.outgoing.begin(self.attachment, left.len() as usize);
+        let answer = Answer { request, under_way };
         if self.outgoing.headers.chunked() && !request.whole {
-            let sink =
-                Arc::new(Chunks { answer, ended: Mutex::new(false), _attachment: self.attachment.clone() });
+            let sink = Arc::new(Chunks { answer, ended: Mutex::new(false) });
             return region.read(Read { ranges: vec![left], epoch, urgency: Urgency::Demand, sink });
         }
         // A store may be held up by a read of the bytes that it is to replace; the client cannot hold up the read.
-        let attachment = self.attachment.clone();
-        let sink = Gather::new(left, move |result| {
-            answer.end_whole(result);
-            drop(attachment);
-        });
+        let sink = Gather::new(left, move |result| answer.end_whole(result));
         region.read(Read { ranges: vec![left], epoch, urgency: Urgency::Demand, sink });
     }
 }
 
 /// An answer that is under way.
 struct Answer {
-    outgoing: Arc<Outgoing>,
     request: ReadRequest,
-    _under_way: UnderWay,
+    under_way: UnderWay,
 }
 
 impl Answer {
+    fn outgoing(&self) -> &Arc<Outgoing> {
+        self.under_way.outgoing()
+    }
+
     fn fail(&self, error: &Error) {
         let ReadRequest { cookie, range, .. } = self.request;
         tracing::warn!(%range, %error, "an NBD client cannot be given what it reads");
-        let (outgoing, number, text) = (&self.outgoing, errno::to_number(error), error.to_string());
+        let (outgoing, number, text) = (self.outgoing(), errno::to_number(error), error.to_string());
         outgoing.put(|out| outgoing.encode_failure(cookie, range.start, number, &text, out));
     }
 
     /// Answers with all bytes at once.
     fn end_whole(&self, result: Result<Vec<u8>>) {
         let ReadRequest { cookie, range, .. } = self.request;
-        let outgoing = &self.outgoing;
+        let outgoing = self.outgoing();
         match result {
             Err(error) => self.fail(&error),
             Ok(bytes) if outgoing.headers.chunked() => {
@@ -287,14 +285,12 @@ impl Answer {
 struct Chunks {
     answer: Answer,
     ended: Mutex<bool>,
-    /// The client is there until it is answered.
-    _attachment: Arc<Attachment>,
 }
 
 impl Sink for Chunks {
     fn part(&self, part: Part<'_>) {
         let ReadRequest { cookie, range, .. } = self.answer.request;
-        let outgoing = &self.answer.outgoing;
+        let outgoing = self.answer.outgoing();
         let headers = outgoing.headers;
         outgoing.put(|out| match part {
             Part::Bytes { offset, bytes } if Encoding::for_bytes(bytes) != Encoding::Zero => {
@@ -316,7 +312,7 @@ impl Sink for Chunks {
             return;
         }
         let ReadRequest { cookie, range, .. } = self.answer.request;
-        let outgoing = &self.answer.outgoing;
+        let outgoing = self.answer.outgoing();
         match result {
             Ok(()) => outgoing.put(|out| outgoing.encode_done_of_read(cookie, range.start, out)),
             Err(error) => self.answer.fail(&error),

@@ -80,9 +80,12 @@ pub(super) fn run(
     };
     let ended = serving.run(is_stopping);
     serving.prefetch.close();
-    if ended.is_ok() {
-        outgoing.finish();
+    if ended.is_err() {
+        // Nobody is told any more.
+        outgoing.close();
     }
+    // What is under way is carried out in any case.
+    outgoing.finish();
     outgoing.close();
     match ended {
         Ok(()) => Ok(()),
@@ -171,7 +174,7 @@ impl Serving<'_> {
             Command::Trim { range, fua } => self.changer.trim(cookie, range, fua),
             Command::Flush => self.changer.flush(cookie),
             Command::Cache(range) => {
-                self.prefetch.start(self.attachment, range, &self.pool);
+                self.prefetch.start(self.attachment, self.outgoing, range, &self.pool);
                 self.outgoing.put(|out| self.outgoing.encode_done(cookie, range.start, out));
             }
             Command::BlockStatus { range, one } => {
@@ -213,10 +216,10 @@ impl Serving<'_> {
 
     /// Answers a BLOCK_STATUS: to look for holes may take a while.
     fn status(&self, request: &Request, range: ByteRange, one: bool, contexts: Numbered) {
-        let under_way = self.outgoing.begin(0);
-        let (attachment, outgoing) = (self.attachment.clone(), self.outgoing.clone());
+        let under_way = self.outgoing.begin(self.attachment, 0);
         let Request { cookie, offset, .. } = *request;
         self.pool.run(Box::new(move || {
+            let (attachment, outgoing) = (under_way.attachment(), under_way.outgoing());
             let headers = outgoing.headers;
             let most = if one { 1 } else { MAX_EXTENTS };
             let count = contexts.len();
@@ -226,7 +229,6 @@ impl Serving<'_> {
                 let chunk = to_chunk(headers, id, &extents);
                 outgoing.send(|out| chunk.encode(headers, cookie, offset, flags, out));
             }
-            drop(under_way);
         }));
     }
 }
