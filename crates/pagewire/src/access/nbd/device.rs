@@ -47,12 +47,12 @@ use whose::{Number, Owner};
 /// The least that a block device can be read and written by, in bytes.
 const SECTOR: u64 = 512;
 
-/// What the kernel's client makes use of.
+/// What the kernel's client makes use of. Not TRIM: it is a hint, and what is trimmed is pushed as zeroes, which `mkfs`
+/// would have done with the whole of a device.
 const KNOWN: TransmissionFlags = TransmissionFlags::HAS_FLAGS
     .with(TransmissionFlags::READ_ONLY)
     .with(TransmissionFlags::SEND_FLUSH)
     .with(TransmissionFlags::SEND_FUA)
-    .with(TransmissionFlags::SEND_TRIM)
     .with(TransmissionFlags::SEND_WRITE_ZEROES)
     .with(TransmissionFlags::CAN_MULTI_CONN);
 

@@ -3,6 +3,7 @@
 //! The kernel's client forgets what was acknowledged, and knows nothing of a peer that was restarted. So it lies in a
 //! [`RegionFile`] until the region has flushed it, and is pushed again when a peer has lost it.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -11,6 +12,9 @@ use pagewire_core::chunk::ByteRange;
 use crate::access::region_file::RegionFile;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Capabilities, Completion, Flush, Info, Part, Read, Stage, Store};
+
+/// How much is made zeroes at once, in bytes: each page of them is known until it is flushed.
+const ZEROES: u64 = 64 << 20;
 
 /// The store.
 pub(super) struct KeptStore(pub(super) Arc<RegionFile>);
@@ -54,11 +58,8 @@ impl Store for KeptStore {
     }
 
     fn zero(&self, ranges: &[ByteRange], done: Completion) {
-        let ends = Ends::of(ranges.len(), done);
-        for range in ranges {
-            let ends = ends.clone();
-            self.0.zero(*range, Box::new(move |result| ends.end(result)));
-        }
+        let pieces = ranges.iter().flat_map(|range| range.split(ZEROES)).collect();
+        zero(&self.0, pieces, done);
     }
 
     fn flush(&self, flush: Flush) {
@@ -72,6 +73,17 @@ impl Store for KeptStore {
     fn round_trip(&self) -> Duration {
         self.0.region().round_trip()
     }
+}
+
+/// Writes zeroes piece by piece, so that each waits until there is room for it.
+fn zero(file: &Arc<RegionFile>, mut pieces: VecDeque<ByteRange>, done: Completion) {
+    let Some(piece) = pieces.pop_front() else { return done(Ok(())) };
+    let rest = file.clone();
+    let go_on: Completion = Box::new(move |result| match result {
+        Ok(()) => zero(&rest, pieces, done),
+        Err(error) => done(Err(error)),
+    });
+    file.zero(piece, go_on);
 }
 
 /// The ends of several parts of one request: told when all have ended, with the first error.
