@@ -1,7 +1,7 @@
 //! Block devices as a user meets them, under a guest kernel: this program boots it once, and each test here is what
 //! became of one scenario, a script in `scenarios`.
 
-mod mapped;
+mod inside;
 
 use std::path::Path;
 use std::sync::LazyLock;
@@ -22,6 +22,7 @@ static REPORT: LazyLock<Report> = LazyLock::new(|| {
     let scenarios = scenarios![
         "ext4",
         "mapped",
+        "by-ioctl",
         "server-killed",
         "server-gone",
         "two-devices",
@@ -60,6 +61,12 @@ fn a_file_system_on_a_device_is_there_when_the_device_comes_back() {
 #[test]
 fn a_device_can_be_mapped() {
     let said = ended_well("mapped");
+    assert!(said.is_empty() || said.contains("1 passed"), "{said}");
+}
+
+#[test]
+fn a_device_is_made_by_ioctl_too() {
+    let said = ended_well("by-ioctl");
     assert!(said.is_empty() || said.contains("1 passed"), "{said}");
 }
 

@@ -1,7 +1,7 @@
 //! Flushed means flushed: the server is killed, or told to end, at any time.
 
 use crate::driving::{run, stdout};
-use crate::support::{Served, has, noise, same, succeed};
+use crate::support::{PYTHON, Served, has, noise, same, succeed};
 
 /// Writes and flushes, kills the server, and goes on after it was started again.
 #[test]
@@ -35,7 +35,7 @@ except nbd.Error:
     .unwrap();
     let uri = served.unix().to_owned();
     let pid = served.pid();
-    succeed("/usr/bin/python3", &[&script, &uri, &pid]);
+    succeed(PYTHON, &[&script, &uri, &pid]);
     served.kill();
     served.start(&[]);
     let uri = served.unix().to_owned();
@@ -49,7 +49,7 @@ for n in range(100):
 assert h.pread(4000, 4100000) == b'kept' * 1000
 ";
     std::fs::write(&script, check).unwrap();
-    succeed("/usr/bin/python3", &[&script, &uri]);
+    succeed(PYTHON, &[&script, &uri]);
 }
 
 #[test]
@@ -70,10 +70,12 @@ fn a_server_that_is_told_to_end_keeps_what_was_written() {
         served.pid(),
     );
     // The server is a child of this process, and so stays until it is waited for.
-    let client = std::thread::spawn(move || succeed("/usr/bin/python3", &["-c", &script]));
+    let client = std::thread::spawn(move || succeed(PYTHON, &["-c", &script]));
     served.ends();
     client.join().unwrap();
-    assert!(same(&served.path("source"), &served.path("disk")));
+    served.start(&[]);
+    succeed("nbdcopy", &[served.tcp(), &served.text("kept")]);
+    assert!(same(&served.path("source"), &served.path("kept")));
 }
 
 /// A peer that writes keeps NBD clients to reading, and the other way round.
@@ -98,7 +100,7 @@ fn peers_and_nbd_clients_share_one_lease() {
          assert refused.returncode == 1, refused\nassert b'NBD clients' in refused.stderr, refused\n\
          h.pwrite(b'mine', 0)\nh.flush()\nh.shutdown()\n"
     );
-    succeed("/usr/bin/python3", &["-c", &script, env!("CARGO_BIN_EXE_pagewire")]);
+    succeed(PYTHON, &["-c", &script, env!("CARGO_BIN_EXE_pagewire")]);
     // It lapses.
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
     while !run(&["copy", &from, &to]).status.success() {

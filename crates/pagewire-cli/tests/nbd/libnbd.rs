@@ -1,6 +1,6 @@
 //! libnbd's tools.
 
-use crate::support::{Served, fail, has, noise, same, succeed};
+use crate::support::{PYTHON, Served, fail, has, noise, same, succeed};
 
 #[test]
 fn nbdinfo_sees_what_there_is() {
@@ -36,7 +36,7 @@ fn nbdinfo_sees_what_there_is() {
     {
         succeed("nbdinfo", &["--can", can, served.unix()]);
     }
-    assert!(fail("nbdinfo", &[&format!("{}/none", served.tcp())]).contains("there is no export 'none'"));
+    assert!(fail("nbdinfo", &[&format!("{}/none", served.tcp())]).contains("No such file"));
 }
 
 #[test]
@@ -63,7 +63,7 @@ fn nbdinfo_maps_holes_and_dirty_pages() {
         assert_eq!(rows, expected, "{options:?}");
         if options.is_empty() {
             let script = format!(
-                "h.connect_uri('{}')\nh.pwrite(b'x' * 5000, 200704)\nimport subprocess\n\
+                "import nbd, subprocess\nh = nbd.NBD()\nh.connect_uri('{}')\nh.pwrite(b'x' * 5000, 200704)\n\
                  print(subprocess.check_output(['nbdinfo', '--map=qemu:dirty-bitmap:unflushed', '{}']).decode())\n\
                  h.flush()\n\
                  print(subprocess.check_output(['nbdinfo', '--map=qemu:dirty-bitmap:unflushed', '{}']).decode())\n\
@@ -73,7 +73,7 @@ fn nbdinfo_maps_holes_and_dirty_pages() {
                 served.unix(),
                 served.unix()
             );
-            let said = succeed("nbdsh", &["-c", &script]);
+            let said = succeed(PYTHON, &["-c", &script]);
             let rows: Vec<Vec<&str>> = said.lines().map(|line| line.split_whitespace().collect()).collect();
             let rows: Vec<_> = rows.into_iter().filter(|row| !row.is_empty()).collect();
             let dirty = [
@@ -112,10 +112,9 @@ fn nbdcopy_copies_both_ways() {
     succeed("nbdcopy", &[other.tcp(), &served.text("through")]);
     assert!(same(&served.path("source"), &served.path("through")));
     served.terminate();
-    assert!(
-        same(&served.path("source"), &served.path("disk")),
-        "it is in the file once the server has ended"
-    );
+    served.start(&[]);
+    succeed("nbdcopy", &[served.tcp(), &served.text("kept")]);
+    assert!(same(&served.path("source"), &served.path("kept")), "it is there after a restart");
 }
 
 #[test]
@@ -133,7 +132,7 @@ fn memory_and_several_exports_are_served_too() {
     let pw = served.uris.iter().find(|uri| uri.starts_with("pw")).unwrap().clone();
     let list = succeed("nbdinfo", &["--list", &nbd]);
     assert!(list.contains("export=\"disk\"") && list.contains("export=\"ram\""), "{list}");
-    assert!(fail("nbdinfo", &[&nbd]).contains("no default export"));
+    assert!(fail("nbdinfo", &[&nbd]).contains("default export"));
     assert_eq!(succeed("nbdinfo", &["--size", &format!("{nbd}/ram")]).trim(), "8388608");
     assert!(succeed("nbdinfo", &["--map", &format!("{nbd}/ram")]).contains("hole,zero"));
     // What NBD clients write is what peers read.

@@ -6,6 +6,9 @@ use std::process::{Child, Command, Output, Stdio};
 
 use crate::driving::pagewire;
 
+/// The system's own Python, which has the binding of libnbd.
+pub(crate) const PYTHON: &str = "/usr/bin/python3";
+
 /// A server with a file to serve, in a folder of its own. It is killed when this goes.
 pub(crate) struct Served {
     pub(crate) folder: tempfile::TempDir,

@@ -3,7 +3,7 @@
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 
 use crate::driving;
-use crate::support::{Served, fail, has, noise, same, succeed};
+use crate::support::{PYTHON, Served, fail, has, noise, same, succeed};
 
 /// Folders of certificates as libnbd and qemu have them, below the folder of a server.
 fn certificates(served: &Served) {
@@ -93,7 +93,7 @@ fn libnbd_speaks_tls_with_and_without_certificates_of_its_own() {
              assert h.pread(300000, 1000) == b'secret' * 50000\n",
             uri(&forced, &served, "alice")
         );
-        succeed("/usr/bin/python3", &["-c", &script]);
+        succeed(PYTHON, &["-c", &script]);
         served.terminate();
     }
 }
@@ -145,11 +145,8 @@ fn certificates_say_who_may_read_and_write() {
     std::fs::write(&access, "[regions.disk]\nwrite = [\"alice.example\"]\n").unwrap();
     served.start_as(&args, 2);
     let nbds = served.uris.iter().find(|uri| uri.starts_with("nbds")).unwrap().clone();
-    let said = fail("nbdinfo", &[&format!("{}", uri(&nbds, &served, "bob"))]);
-    assert!(
-        said.contains("no export") || said.contains("no default"),
-        "what bob may not read is not there: {said}"
-    );
+    let said = fail("nbdinfo", &[&uri(&nbds, &served, "bob")]);
+    assert!(said.contains("No such file"), "what bob may not read is not there: {said}");
     succeed("nbdinfo", &[&uri(&nbds, &served, "alice")]);
     served.terminate();
 

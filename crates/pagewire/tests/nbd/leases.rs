@@ -131,9 +131,9 @@ fn what_was_not_flushed_is_when_the_last_client_leaves_or_is_gone() {
         let epoch = region.info().epoch;
         client.write(0, b"kept").unwrap();
         if disconnects {
-            client.disconnect()
+            client.disconnect();
         } else {
-            drop(client)
+            drop(client);
         }
         wait_until("it is flushed", || region.info().epoch == epoch + 1);
     }
@@ -160,7 +160,7 @@ fn a_server_that_ends_answers_what_has_come_and_flushes() {
 fn two_servers_of_one_region_are_two_writers() {
     let region = memory();
     let (_one, first) = serve([region.clone()], NbdOptions::default());
-    let (_two, second) = serve([region.clone()], NbdOptions::default());
+    let (_two, second) = serve([region], NbdOptions::default());
     let writes = Client::enter(&first, "disk", Headers::Simple);
     let reads = Client::enter(&second, "disk", Headers::Simple);
     assert!(!is_read_only(&writes) && is_read_only(&reads));

@@ -58,3 +58,15 @@ umount /mnt/pull
 read_tree 'managed, written to'
 kill -TERM "$process"
 ends "$process"
+
+# A cache in a file is there after a restart, and nothing of it is pulled again.
+device pw://127.0.0.1:7070/disk --cache cache
+eventually is_quiet
+kill -TERM "$process"
+ends "$process"
+device pw://127.0.0.1:7070/disk --cache cache
+sleep 0.5
+read_tree 'from a cache'
+[ "$took" -lt $((direct / 4)) ] || never "a cache takes fewer packets: $took, and direct $direct"
+kill -TERM "$process"
+ends "$process"

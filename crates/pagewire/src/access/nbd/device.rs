@@ -85,6 +85,8 @@ pub struct DeviceOptions {
     pub push: PushOptions,
     /// Who writes, for a second writer to be told; this process, where none is named.
     pub owner: Option<String>,
+    /// Whether the device is made by ioctl though the kernel has generic netlink.
+    pub ioctl: bool,
 }
 
 impl Default for DeviceOptions {
@@ -100,6 +102,7 @@ impl Default for DeviceOptions {
             patience: push.patience,
             push,
             owner: None,
+            ioctl: false,
         }
     }
 }
@@ -190,7 +193,7 @@ impl Device {
         };
         let ended = Arc::new(EventFd::new().map_err(|error| Error::io("cannot make an event", &error))?);
         let (sockets, threads) = serve(&Arc::new(attachment), options.connections.max(1), &ended)?;
-        let connected = Connected::make(place, &setup, owner, sockets)?;
+        let connected = Connected::make(place, &setup, owner, sockets, options.ioctl)?;
         let (path, number) = (connected.path(), connected.number);
         let read_ahead = options.read_ahead.or((region.round_trip() >= LONG_WAY).then_some(READ_AHEAD));
         if let (Some(bytes), Some(device)) = (read_ahead, number.device())

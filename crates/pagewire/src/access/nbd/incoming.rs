@@ -14,8 +14,9 @@ const EAGER: usize = 64 << 10;
 /// received together with its header, and then copied.
 const LARGE: u64 = 32 << 10;
 
-/// How many bytes of a write are taken in at once. They stay in the processor's cache on their way.
-pub(super) const PIECE: u64 = 256 << 10;
+/// How many bytes of a write are taken in at once: what a connection that writes keeps, and enough for the cost per call
+/// to vanish.
+pub(super) const PIECE: u64 = 1 << 20;
 
 /// The receiving side of a connection.
 pub(super) struct Incoming<'a> {

@@ -28,6 +28,9 @@ const PIECE: u64 = 256 << 10;
 /// From this size on the bytes of a file that is lent are handed to the network without being looked at.
 const LENT: u64 = 32 << 10;
 
+/// How many zeroes are worth a chunk of their own, in bytes.
+const GRAIN: u64 = 32 << 10;
+
 /// How large a buffer is kept.
 const KEPT: usize = 1 << 20;
 
@@ -138,27 +141,35 @@ impl<'a> Reader<'a> {
         let bytes = &mut self.buffer[..length];
         let (region, epoch) = (self.attachment.region(), self.attachment.epoch());
         let chunked = self.outgoing.headers.chunked();
-        let zeroes = match region.read_at_once(piece, epoch, bytes) {
-            Ok(AtOnce::Zeroes) if chunked && !whole => true,
-            Ok(AtOnce::Zeroes) => {
-                bytes.fill(0);
-                false
-            }
-            Ok(AtOnce::Bytes) => chunked && !whole && Encoding::for_bytes(bytes) == Encoding::Zero,
+        let got = match region.read_at_once(piece, epoch, bytes) {
             // Why is for the read to find out.
             Ok(AtOnce::NotNow) | Err(_) => return Ok(Some(piece)),
+            Ok(got) => got,
         };
         let mut batch = self.outgoing.batch();
-        if zeroes {
-            batch.put_hole(cookie, range.start, piece, last);
+        if chunked && !whole {
+            let runs = if got == AtOnce::Zeroes { vec![(piece, true)] } else { runs(piece, bytes) };
+            for (run, zeroes) in runs {
+                let last = last && run.end == piece.end;
+                if zeroes {
+                    batch.put_hole(cookie, range.start, run, last);
+                    continue;
+                }
+                batch.put_data_header(cookie, range.start, run, last);
+                let from = (run.start - piece.start) as usize;
+                batch.send_with(&[&bytes[from..from + run.len() as usize]], run.end < piece.end)?;
+            }
             return batch.flush_if_large().map(|()| None);
+        }
+        if got == AtOnce::Zeroes {
+            bytes.fill(0);
         }
         if chunked {
             batch.put_data_header(cookie, range.start, piece, last);
         } else {
             self.outgoing.encode_done(cookie, range.start, &mut batch.bytes);
         }
-        batch.send_with(&[&self.buffer[..length]], false)?;
+        batch.send_with(&[bytes], false)?;
         drop(batch);
         if length > KEPT {
             self.buffer = Vec::new();
@@ -318,6 +329,20 @@ impl Sink for Chunks {
             Err(error) => self.answer.fail(&error),
         }
     }
+}
+
+/// `range` cut where its bytes begin and end to be zeroes for so long that it is worth a chunk.
+fn runs(range: ByteRange, bytes: &[u8]) -> Vec<(ByteRange, bool)> {
+    let mut runs: Vec<(ByteRange, bool)> = Vec::new();
+    for piece in range.split(GRAIN) {
+        let from = (piece.start - range.start) as usize;
+        let zeroes = Encoding::for_bytes(&bytes[from..from + piece.len() as usize]) == Encoding::Zero;
+        match runs.last_mut() {
+            Some((last, are_zeroes)) if *are_zeroes == zeroes => last.end = piece.end,
+            _ => runs.push((piece, zeroes)),
+        }
+    }
+    runs
 }
 
 /// `sendfile` fails for either of its ends.

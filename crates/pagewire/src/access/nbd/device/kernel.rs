@@ -33,7 +33,8 @@ enum Way {
 }
 
 impl Connected {
-    /// Makes the device at `place`, or any that is free, of what answers at the other ends of `sockets`.
+    /// Makes the device at `place`, or any that is free, of what answers at the other ends of `sockets`: by generic
+    /// netlink, where the kernel has that and it is not to be `by_ioctl`.
     ///
     /// # Errors
     ///
@@ -44,8 +45,10 @@ impl Connected {
         setup: &Setup,
         owner: Owner,
         sockets: Vec<UnixStream>,
+        by_ioctl: bool,
     ) -> Result<Self> {
-        let (number, way) = match Control::open() {
+        let control = if by_ioctl { Err(io::ErrorKind::NotFound.into()) } else { Control::open() };
+        let (number, way) = match control {
             Ok(control) => {
                 clear(&control, place)?;
                 let descriptors: Vec<BorrowedFd<'_>> = sockets.iter().map(AsFd::as_fd).collect();
