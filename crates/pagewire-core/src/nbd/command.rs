@@ -122,9 +122,6 @@ impl Request {
                 Ok(Command::Read { range: self.range(terms, ErrorNumber::EINVAL)?, whole })
             }
             CommandType::WRITE => {
-                if terms.headers.extended() && !self.flags.contains(Flags::PAYLOAD_LEN) {
-                    return refuse(ErrorNumber::EINVAL, "a write without a payload");
-                }
                 self.allow(terms, Flags::PAYLOAD_LEN, "the export cannot be written to")?;
                 Ok(Command::Write { range: self.range(terms, ErrorNumber::ENOSPC)?, fua })
             }

@@ -69,13 +69,12 @@ impl Request {
     }
 
     /// How many bytes of payload follow.
+    ///
+    /// The specification demands `NBD_CMD_FLAG_PAYLOAD_LEN` of an extended WRITE. The client of qemu 10 sends it
+    /// without, and with its payload all the same; a WRITE without a payload would make no sense.
     pub fn payload(&self, extended: bool) -> u64 {
-        let has = if extended {
-            self.flags.contains(CommandFlags::PAYLOAD_LEN)
-        } else {
-            self.command == CommandType::WRITE
-        };
-        if has { self.length } else { 0 }
+        let said = extended && self.flags.contains(CommandFlags::PAYLOAD_LEN);
+        if said || self.command == CommandType::WRITE { self.length } else { 0 }
     }
 }
 
