@@ -67,7 +67,12 @@ impl Connected {
             Err(error) => return Err(Error::io("cannot talk to the kernel of NBD devices", &error)),
         };
         let connected = Self { number, owner, way };
-        connected.wait_until_there(setup.length)?;
+        if let Err(error) = connected.wait_until_there(setup.length) {
+            if let Err(also) = connected.take_down() {
+                tracing::warn!(error = %also, "a device is left over");
+            }
+            return Err(error);
+        }
         Ok(connected)
     }
 
