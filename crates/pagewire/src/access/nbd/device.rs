@@ -187,8 +187,8 @@ impl Device {
             (PullOrder::None, _) | (_, None) => None,
             (order, Some(_)) => {
                 let pin = if options.writable { None } else { Some(region.pin()?) };
-                let (region, chunk) = (region.clone(), options.chunk);
-                Some(Pull::start(Pulling { region, pin, order: order.clone(), chunk })?)
+                let (region, file, chunk) = (region.clone(), file.clone(), options.chunk);
+                Some(Pull::start(Pulling { region, pin, file, order: order.clone(), chunk })?)
             }
         };
         let ended = Arc::new(EventFd::new().map_err(|error| Error::io("cannot make an event", &error))?);

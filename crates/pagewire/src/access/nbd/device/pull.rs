@@ -12,6 +12,7 @@ use pagewire_core::bitmap::BitSet;
 use pagewire_core::chunk::{ByteRange, ChunkSize, Geometry};
 use pagewire_core::pull::PullOrder;
 
+use crate::access::region_file::RegionFile;
 use crate::engine::{Pin, Region};
 use crate::error::{Error, Result};
 use crate::store::{Part, STAGED, Sink, StreamRequest};
@@ -24,6 +25,8 @@ pub(super) struct Pulling {
     pub(super) region: Arc<Region>,
     /// What readers see; none where the device is written to.
     pub(super) pin: Option<Pin>,
+    /// What is written, where it is.
+    pub(super) file: Option<Arc<RegionFile>>,
     pub(super) order: PullOrder,
     pub(super) chunk: ChunkSize,
 }
@@ -106,7 +109,12 @@ impl Pulling {
             let chunk = self.chunk.bytes();
             present.remove_range(gap.start / chunk..gap.end.div_ceil(chunk).min(geometry.chunk_count()));
         }
-        self.order.plan(geometry, &present)
+        let planned = self.order.plan(geometry, &present);
+        match &self.file {
+            // What is written comes to the cache by being flushed, and is missing until then.
+            Some(file) => without(planned, self.chunk, |range| file.is_unflushed(range)),
+            None => planned,
+        }
     }
 
     /// Has `ranges` come, and waits until they have, or it is to stop.
@@ -126,6 +134,28 @@ impl Pulling {
             ended = state.moved.wait(ended).expect("no holder panics");
         }
     }
+}
+
+/// `ranges` without their chunks that are not to be had, in the same order.
+fn without(
+    ranges: Vec<ByteRange>,
+    chunk: ChunkSize,
+    is_left_out: impl Fn(ByteRange) -> bool,
+) -> Vec<ByteRange> {
+    let mut left: Vec<ByteRange> = Vec::new();
+    for range in ranges {
+        if !is_left_out(range) {
+            left.push(range);
+            continue;
+        }
+        for piece in range.split(chunk.bytes()).filter(|piece| !is_left_out(*piece)) {
+            match left.last_mut() {
+                Some(last) if last.end == piece.start => last.end = piece.end,
+                _ => left.push(piece),
+            }
+        }
+    }
+    left
 }
 
 impl State {
@@ -151,5 +181,22 @@ impl Sink for Passing {
     fn done(&self, result: Result<()>) {
         *self.0.ended.lock().expect("no holder panics") = Some(result);
         self.0.moved.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_out_is_left_out_to_the_chunk() {
+        let chunk = ChunkSize::new(4096).unwrap();
+        let range = |from: u64, to: u64| ByteRange::new(from * 4096, to * 4096);
+        let ranges = vec![range(8, 16), range(0, 4), range(20, 21)];
+        let out = [range(10, 11), range(3, 4), range(20, 21)];
+        let is_out = |asked: ByteRange| out.iter().any(|out| !out.intersect(asked).is_empty());
+        assert_eq!(without(ranges.clone(), chunk, is_out), [range(8, 10), range(11, 16), range(0, 3)]);
+        assert_eq!(without(ranges.clone(), chunk, |_| false), ranges);
+        assert!(without(ranges, chunk, |_| true).is_empty());
     }
 }
