@@ -42,7 +42,7 @@ pub use remote::{ClientTls, Identity, RemoteOptions, RemoteStore, describe, list
 use std::sync::Arc;
 
 use crate::address::StoreAddress;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 
 /// Opens the store at `address`: for writing too where `writable` is true.
 ///
@@ -74,7 +74,7 @@ pub fn open_as(
         }),
         StoreAddress::Nbd(export) => {
             let text = format!("cannot open {export}: this version does not speak NBD");
-            return Err(Error::new(ErrorKind::Unsupported, text));
+            return Err(crate::error::Error::new(crate::error::ErrorKind::Unsupported, text));
         }
     })
 }

@@ -40,5 +40,6 @@ pub(crate) enum Protocol {
     /// Both sides name it, so that a server of something else is not talked to by mistake.
     Pw,
     /// Its clients and servers name nothing.
+    #[cfg_attr(not(feature = "nbd"), expect(dead_code, reason = "only NBD speaks it"))]
     Nbd,
 }

@@ -1,14 +1,15 @@
 //! Stores that fail: no byte is called good that is not, and no flush that has lost something.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 use pagewire::access::nbd::NbdOptions;
-use pagewire::store::{Completion, Flush, Info, MemoryStore, Part, Read, Stage, Store};
+use pagewire::store::{AtOnce, Completion, Flush, Info, MemoryStore, Part, Read, Stage, Store};
 use pagewire::{ByteRange, Error, ErrorKind, Result};
 use pagewire_core::nbd::{CommandFlags, CommandType, ErrorNumber, Headers};
 
-use crate::client::{Client, disk, file, pattern, serve};
+use crate::client::{Client, disk, file, pattern, serve, wait_until};
 
 /// Memory that fails when it is told to, and answers from another thread.
 struct Failing {
@@ -147,6 +148,83 @@ fn every_client_is_told_once_of_a_flush_that_has_lost_its_writes() {
     one.write(0, b"one").unwrap();
     assert_eq!(one.flush(), Ok(()));
     assert_eq!(late.read(0, 3), Ok(b"one".to_vec()));
+}
+
+/// Memory that is far away, whose flushes wait until they are let go.
+struct Far {
+    store: Arc<MemoryStore>,
+    open: Mutex<bool>,
+    opened: Condvar,
+    read: AtomicU64,
+}
+
+impl Store for Far {
+    fn info(&self) -> Info {
+        self.store.info()
+    }
+
+    fn read(&self, read: Read) {
+        self.read.fetch_add(ByteRange::total(&read.ranges), Ordering::Relaxed);
+        self.store.read(read);
+    }
+
+    fn read_at_once(&self, range: ByteRange, _: u64, _: &mut [u8]) -> Result<AtOnce> {
+        assert!(!range.is_empty());
+        Ok(AtOnce::NotNow)
+    }
+
+    fn flush(&self, flush: Flush) {
+        let open = self.open.lock().unwrap();
+        drop(self.opened.wait_while(open, |open| !*open).unwrap());
+        self.store.flush(flush);
+    }
+
+    fn write(&self, ranges: &[ByteRange], bytes: &[u8], done: Completion) {
+        self.store.write(ranges, bytes, done);
+    }
+
+    fn stage(&self) -> Stage {
+        self.store.stage()
+    }
+
+    fn fence(&self) -> Result<Option<u64>> {
+        self.store.fence()
+    }
+
+    fn round_trip(&self) -> Duration {
+        Duration::from_millis(1)
+    }
+}
+
+#[test]
+fn requests_overtake_a_flush_and_a_range_is_pulled_in_the_background() {
+    let store = Arc::new(Far {
+        store: Arc::new(MemoryStore::new(64 << 20)),
+        open: Mutex::new(false),
+        opened: Condvar::new(),
+        read: AtomicU64::new(0),
+    });
+    let (_server, address) = serve([disk(store.clone())], NbdOptions::default());
+    let mut client = Client::enter(&address, "disk", Headers::Structured);
+    client.write(0, &pattern(100_000, 1)).unwrap();
+    let flush = client.submit(CommandType::FLUSH, CommandFlags::NONE, 0, 0, &[]);
+    let fua = client.submit(CommandType::WRITE, CommandFlags::FUA, 5, 3, b"new");
+    // Answered first, though they came later.
+    assert!(client.read(1000, 50_000).unwrap() == pattern(100_000, 1)[1000..51_000]);
+    client.write(200_000, b"more").unwrap();
+    client.ask(CommandType::CACHE, CommandFlags::NONE, 1 << 20, 20 << 20).unwrap();
+    wait_until("it is pulled", || store.read.load(Ordering::Relaxed) >= 20 << 20);
+    *store.open.lock().unwrap() = true;
+    store.opened.notify_all();
+    // Both have one flush or another by now, in whatever order.
+    let mut header = [0; 32];
+    std::io::Read::read_exact(&mut client.socket, &mut header).unwrap();
+    let cookies = [header[8..16].to_vec(), header[24..32].to_vec()];
+    assert!(cookies.contains(&flush.to_be_bytes().to_vec()) && cookies.contains(&fua.to_be_bytes().to_vec()));
+    assert_eq!(
+        client.read(4, 5),
+        Ok([&pattern(100_000, 1)[4..5], b"new", &pattern(100_000, 1)[8..9]].concat())
+    );
 }
 
 #[test]

@@ -50,6 +50,8 @@ impl<'a> Incoming<'a> {
     /// The next request. Where it has to be waited for, what was answered is sent first.
     pub(super) fn request(&mut self) -> Result<Request, End> {
         let length = self.headers().request_len();
+        // A store may have answered a lot on the spot.
+        self.outgoing.batch().flush_if_large().map_err(End::Failed)?;
         while self.end - self.start < length {
             self.outgoing.flush().map_err(End::Failed)?;
             if self.start > 0 {
