@@ -4,6 +4,7 @@ use std::fs::OpenOptions;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use pagewire::ByteRange;
 use pagewire::access::nbd::{Device, DeviceOptions, device_status};
@@ -31,7 +32,12 @@ fn a_device_is_mapped() {
         found[at..at + 5000].copy_from_slice(&bytes);
     }
     mapping.sync(0, LENGTH).unwrap();
-    assert!(found == std::fs::read("disk").unwrap(), "what was synced is not in the region");
+    // The server puts it in its place after the flush, from its journal.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while found != std::fs::read("disk").unwrap() {
+        assert!(Instant::now() < deadline, "what was synced is not in the region");
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 #[test]
