@@ -58,7 +58,7 @@ pub fn open(address: &StoreAddress, writable: bool, remote: &RemoteOptions) -> R
 ///
 /// # Errors
 ///
-/// As [`open`]; [`ErrorKind::Busy`] while somebody else writes to a region of a peer.
+/// As [`open`]; [`ErrorKind::Busy`](crate::ErrorKind::Busy) while somebody else writes to a region of a peer.
 pub fn open_as(
     address: &StoreAddress,
     owner: Option<&str>,
