@@ -368,30 +368,38 @@ pub(crate) struct Uffd {
     pub(crate) remote: Remote,
 }
 
-/// Make a region a file that any program can open and map
+/// Make a region a file that any program can open and map, or a block device
 ///
 /// A region is mounted over a file, which is made where there is none; the address of a peer without a name
 /// mounts a directory of all its regions. The file is there at once and fills itself in the background; what
 /// programs write is flushed to the region by their fsync. Prints `mounted PATH` once it is there, and lasts until
 /// SIGINT, SIGTERM or `umount PATH`, which all flush first.
+///
+/// With --via nbd it is a block device, /dev/nbdN, which can be formatted and mounted: the kernel's NBD client is
+/// connected to this process. It ends when nobody uses it any more; a second signal does not wait for that.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "\
 Examples:
   pagewire mount pw://10.0.0.7:7070/model /srv/model.bin
   pagewire mount pw://10.0.0.7:7070/app.db /var/lib/app.db --writable --background
-  pagewire mount pw://10.0.0.7:7070 /mnt/regions")]
+  pagewire mount pw://10.0.0.7:7070 /mnt/regions
+  pagewire mount pw://10.0.0.7:7070/disk --via nbd --writable")]
 pub(crate) struct Mount {
     /// The region, or a peer for all of its regions
     pub(crate) region: String,
 
-    /// Where to mount it
-    pub(crate) path: PathBuf,
+    /// Where to mount it: a file or a directory; /dev/nbdN with --via nbd, or any that is free
+    pub(crate) path: Option<PathBuf>,
+
+    /// What to make of it: a file (fuse), or a block device (nbd)
+    #[arg(long, value_name = "WAY", default_value = "fuse")]
+    pub(crate) via: Via,
 
     /// Let programs write: takes the region's lease
     #[arg(long)]
     pub(crate) writable: bool,
 
-    /// Keep no local copy: each read and write goes to the region
+    /// Keep no local copy: each read and write goes to the region; a device otherwise has one in memory, of a peer's
     #[arg(long)]
     pub(crate) direct: bool,
 
@@ -431,6 +439,13 @@ pub(crate) struct Mount {
 
     #[command(flatten)]
     pub(crate) remote: Remote,
+}
+
+/// What a region is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Via {
+    Fuse,
+    Nbd,
 }
 
 /// In which order to pull.

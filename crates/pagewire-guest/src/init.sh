@@ -28,7 +28,7 @@ echo ready >&3
 for scenario in /scenarios/*; do
   name=${scenario##*/*.}
   echo "begin $name" >&3
-  echo "== $name"
+  echo "== $name, at $(cut -d' ' -f1 /proc/uptime) s"
   : >"/out/$name"
   (
     mkdir -p "/tmp/$name" && cd "/tmp/$name" || exit 127

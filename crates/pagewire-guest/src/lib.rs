@@ -93,7 +93,7 @@ impl Guest {
         self
     }
 
-    /// Has a program of this host, under its name.
+    /// Has a program of this host, in /sbin under its name: what busybox has by the same name is what its shell takes else.
     pub fn program(mut self, name: &str) -> Self {
         self.programs.push(name.into());
         self

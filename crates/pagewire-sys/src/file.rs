@@ -1,6 +1,7 @@
 //! Files beyond the standard library: holes, locks, reads that do not wait for the disk, identity, attributes.
 
 use std::ffi::CString;
+use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -8,7 +9,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use crate::syscall::{check, invalid, retry, retry_count};
+use crate::syscall::{check, invalid, new_descriptor, retry, retry_count};
 
 /// The first byte at or behind `from` that is not in a hole; none when only a hole follows, or the end.
 ///
@@ -116,6 +117,18 @@ pub fn is_in_memory(file: BorrowedFd<'_>) -> io::Result<bool> {
     // SAFETY: the call has succeeded, so all of it is written.
     let found = unsafe { found.assume_init() };
     Ok(KINDS.contains(&found.f_type))
+}
+
+/// A file in memory that is under no path, and goes with its last descriptor. `name` is for those who look at /proc.
+///
+/// # Errors
+///
+/// What memfd_create answers; invalid input for a name that is too long or has a zero in it.
+pub fn in_memory(name: &str) -> io::Result<File> {
+    let name = CString::new(name).map_err(|_| invalid("a name with a zero in it"))?;
+    // SAFETY: the name ends with a zero; the descriptor that is returned is new and nobody else's.
+    let descriptor = unsafe { new_descriptor(|| libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC)) };
+    descriptor.map(File::from)
 }
 
 /// Tells the kernel that the range will be read soon; it starts to read it and does not wait. Length 0 means to the

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use pagewire::access::fuse::{Status, mount_status};
+use pagewire::access::nbd::{DeviceStatus, device_status};
 use pagewire::address::{StoreAddress, format_size};
 use pagewire::store::{self, CacheFiles, CacheInfo, Info as StoreInfo};
 use serde::Serialize;
@@ -24,6 +25,9 @@ struct Described<'a> {
 pub(super) fn run(args: &Info) -> Result<()> {
     if let Some(status) = mount_status(Path::new(&args.region))? {
         return print_status(args, &status);
+    }
+    if let Some(status) = device_status(Path::new(&args.region)) {
+        return print_device(args, &status);
     }
     let options = args.remote.options();
     let region: StoreAddress = args.region.parse()?;
@@ -88,5 +92,19 @@ fn print_status(args: &Info, status: &Status) -> Result<()> {
     if let Some(error) = &status.last_error {
         output::line(format!("last error   {error}"))?;
     }
+    Ok(())
+}
+
+/// What a block device of ours is.
+fn print_device(args: &Info, status: &DeviceStatus) -> Result<()> {
+    if args.json {
+        return output::json(status);
+    }
+    let state = if status.dead { ", which is gone: all that it answers are errors" } else { "" };
+    output::line(format!("device       {}", args.region))?;
+    output::line(format!("region       {}", status.owner.region))?;
+    output::line(format!("process      {}{state}", status.owner.process))?;
+    output::line(format!("length       {} ({} bytes)", format_size(status.length), status.length))?;
+    output::line(format!("access       {}", if status.writable { "read and write" } else { "read" }))?;
     Ok(())
 }

@@ -1,7 +1,10 @@
-//! `pagewire mount REGION PATH`.
+//! `pagewire mount REGION PATH`, and `pagewire mount REGION [/dev/nbdN] --via nbd`.
+
+mod device;
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
@@ -18,8 +21,20 @@ pub(super) fn run(args: &args::Mount) -> Result<()> {
     if args.background {
         return in_background();
     }
+    match (args.via, &args.path) {
+        (args::Via::Nbd, path) => device::run(args, path.as_deref()),
+        (args::Via::Fuse, Some(path)) => as_file(args, path),
+        (args::Via::Fuse, None) => {
+            let text =
+                "name the PATH to mount at; --via nbd makes a block device, and finds one that is free";
+            Err(pagewire::Error::new(ErrorKind::Usage, text).into())
+        }
+    }
+}
+
+fn as_file(args: &args::Mount, path: &Path) -> Result<()> {
     let termination = Termination::watch()?;
-    let mount = Arc::new(mount(args)?);
+    let mount = Arc::new(mount(args, path)?);
     output::line(format!("mounted {}", mount.path().display()))?;
     let is_told = termination.wait_or(mount.taken_down())?;
     // Not held: what it has is given back when this function returns.
@@ -43,7 +58,7 @@ pub(super) fn run(args: &args::Mount) -> Result<()> {
     finish(&mount, is_told)
 }
 
-fn mount(args: &args::Mount) -> Result<Mount> {
+fn mount(args: &args::Mount, path: &Path) -> Result<Mount> {
     let mut options = MountOptions {
         writable: args.writable,
         direct: args.direct,
@@ -62,12 +77,12 @@ fn mount(args: &args::Mount) -> Result<Mount> {
             let text = "a cache is of one region: mount that alone";
             return Err(pagewire::Error::new(ErrorKind::Usage, text).into());
         }
-        return Ok(Mount::peer(&peer, &args.path, options, &remote)?);
+        return Ok(Mount::peer(&peer, path, options, &remote)?);
     }
     let address: StoreAddress = args.region.parse()?;
     let owner = args.writable.then(store::this_process);
     let store = store::open_cached(&address, owner.as_deref(), &remote, args.cache.as_deref())?;
-    Ok(Mount::region(&Region::at(&address, store)?, &args.path, options)?)
+    Ok(Mount::region(&Region::at(&address, store)?, path, options)?)
 }
 
 /// Flushes what is left, and ends.

@@ -11,6 +11,10 @@ mod ioctl;
 mod message;
 mod netlink;
 
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::time::Duration;
 
 pub use ioctl::{Bound, disconnect};
@@ -33,6 +37,21 @@ pub struct Setup {
     pub dead_connection_timeout: Duration,
     /// By what the device is told from those of others, in /sys: for Linux 5.14 and later.
     pub backend: String,
+}
+
+/// Whether the kernel itself uses the device at `path`: it is mounted, in whichever namespace, a part of another device,
+/// or swapped to.
+///
+/// # Errors
+///
+/// What open answers.
+pub fn is_claimed(path: &Path) -> io::Result<bool> {
+    // Of a device, O_EXCL asks for it alone, as the kernel itself does.
+    match File::options().read(true).custom_flags(libc::O_EXCL).open(path) {
+        Ok(_) => Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Ok(true),
+        Err(error) => Err(error),
+    }
 }
 
 /// Whole seconds, rounded up.

@@ -3,7 +3,7 @@
 //! - `fuse`: mounts a region as a file that any program can open.
 //! - [`mirror`]: keeps a region in step with a file that programs have mapped.
 //! - `nbd`: offers regions to any NBD client, and makes a region a block device of this host.
-//! - `region_file`: what those two have in common: a region that is read, written and flushed by offset.
+//! - `region_file`: what mounts and devices have in common: a region that is read, written and flushed by offset.
 //! - [`serve`]: offers regions to peers.
 //! - [`uffd`]: maps a region into memory, pulled on page faults.
 

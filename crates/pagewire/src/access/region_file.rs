@@ -155,6 +155,14 @@ impl RegionFile {
         }
     }
 
+    /// Whether any page of `range` was written and is not flushed.
+    pub(super) fn is_unflushed(&self, range: ByteRange) -> bool {
+        match &self.access {
+            Access::Read(_) => false,
+            Access::Write(writing) => writing.unflushed.touches(range),
+        }
+    }
+
     /// How many bytes were read since they changed last.
     pub(super) fn read_bytes(&self) -> u64 {
         (self.read.count() * PAGE_SIZE).min(self.length())

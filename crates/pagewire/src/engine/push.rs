@@ -183,7 +183,7 @@ impl Pusher {
         let length = stage.length;
         let state = State {
             pages: PushState::new(pages),
-            unkept: writer.region().cache().map(|_| BitSet::new(pages)),
+            unkept: writer.region().cache().filter(|cache| cache.lasts()).map(|_| BitSet::new(pages)),
             unkept_length: false,
             keeping_fails: false,
             length: Lengths { now: length, shortest: length, flushed: length, untold: None, tellings: 0 },
@@ -349,7 +349,7 @@ impl Inner {
 
     /// The region has another length from now on; the store and the cache are told.
     fn change_length(&self, state: &mut State, length: u64) -> Result<()> {
-        if let Some(cache) = self.writer.region().cache() {
+        if let Some(cache) = self.writer.region().cache().filter(|cache| cache.lasts()) {
             cache.keep_length(length)?;
             state.unkept_length = true;
         }

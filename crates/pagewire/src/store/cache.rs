@@ -79,6 +79,7 @@ pub struct CacheStore {
     /// What was found unpushed, until it is flushed.
     recovered: Arc<Mutex<Option<Recovered>>>,
     writable: bool,
+    lasts: bool,
     pool: Pool,
     keeping: Option<JoinHandle<()>>,
 }
@@ -127,6 +128,26 @@ pub fn open_cached(
     Ok(Arc::new(CacheStore::new(files, store, owner.is_some())?))
 }
 
+/// Opens the store at `address` with a cache in this process's memory in front of it, as [`open_cached`] does, where
+/// that is of use: what is on this host already is as near as it can be, and a store that keeps no epochs cannot be
+/// written to through a cache.
+///
+/// # Errors
+///
+/// As [`super::open_as`]; what the system says.
+pub fn open_in_memory(
+    address: &StoreAddress,
+    owner: Option<&str>,
+    remote: &RemoteOptions,
+) -> Result<Arc<dyn Store>> {
+    let store = super::open_as(address, owner, remote)?;
+    let is_here = matches!(address, StoreAddress::Memory { .. } | StoreAddress::File(_));
+    if is_here || (owner.is_some() && !store.info().capabilities.history) {
+        return Ok(store);
+    }
+    Ok(Arc::new(CacheStore::new(CacheFiles::in_memory()?, store, owner.is_some())?))
+}
+
 impl CacheStore {
     /// Puts a cache in front of `store`: to be written to where `writable` is true.
     ///
@@ -160,7 +181,7 @@ impl CacheStore {
         }
         let head = known.unwrap_or_default();
         let present = keeping::read_present(&*files.state, &head).map_err(failed)?;
-        let sequence = files.head.map_or(0, |head| head.sequence);
+        let (sequence, lasts) = (files.head.map_or(0, |head| head.sequence), files.lasts);
         let (local, unpushed) = Local::new(files, Head { sequence, ..head }, present);
         let cache = Self {
             store,
@@ -168,6 +189,7 @@ impl CacheStore {
             unpushed: Arc::new(Mutex::new(unpushed)),
             recovered: Arc::default(),
             writable,
+            lasts,
             pool: Pool::new(),
             keeping: None,
         };
@@ -222,6 +244,11 @@ impl CacheStore {
     pub fn check_while(&self, go_on: impl Fn() -> bool) -> Result<bool> {
         self.settle();
         self.local.check_rest(go_on)
+    }
+
+    /// Whether it outlasts this process: what is kept in one that does not is no safer than where it was before.
+    pub fn lasts(&self) -> bool {
+        self.lasts
     }
 
     /// What is missing of the newest epoch.

@@ -32,7 +32,7 @@ pub(crate) mod steps;
 pub use crate::sink::{Part, Sink};
 pub use blocking::Blocking;
 pub(crate) use blocking::wait;
-pub use cache::{CacheFiles, CacheInfo, CacheProgress, CacheStore, open_cached};
+pub use cache::{CacheFiles, CacheInfo, CacheProgress, CacheStore, open_cached, open_in_memory};
 pub use contract::{
     AtOnce, Capabilities, Completion, Flush, FlushDone, HashRequest, Info, Lent, Read, STAGED, Stage, Store,
     Stream, StreamRequest, Traffic, Urgency,

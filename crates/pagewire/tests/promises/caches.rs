@@ -8,7 +8,9 @@ use std::time::Duration;
 use pagewire::access::uffd::{MapOptions, Mapping, WritableMapping, WriteOptions};
 use pagewire::address::{PeerAddress, StoreAddress};
 use pagewire::engine::{PushOptions, Region};
-use pagewire::store::{Blocking, CacheFiles, CacheStore, FileStore, MemoryStore, RemoteOptions, Store};
+use pagewire::store::{
+    self, Blocking, CacheFiles, CacheStore, FileStore, MemoryStore, RemoteOptions, STAGED, Store,
+};
 use pagewire::{ByteRange, Error, ErrorKind, PullOrder, Result};
 
 use crate::support::role::{Actor, CACHED_READER, CACHED_WRITER, SERVE};
@@ -313,4 +315,54 @@ fn what_cannot_be_a_cache_is_refused_with_the_reason() {
     let store = Arc::new(FileStore::at(&address, true).unwrap());
     let error = CacheStore::new(CacheFiles::open(&cache).unwrap(), store, true).err().unwrap();
     assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+}
+
+#[test]
+fn a_cache_in_memory_answers_for_a_server_that_is_gone_and_goes_with_its_process() {
+    let (region, store, mut bytes) = stored();
+    let (server, peer) = support::serve([region], &anywhere());
+    let address = address(&peer, "memory");
+    let whole = ByteRange::new(0, LENGTH as u64);
+    let near = store::open_in_memory(&address, Some("a test"), &patient_for(300)).unwrap();
+    assert!(near.read_bytes(whole, STAGED).unwrap() == bytes);
+    near.fence().unwrap();
+    bytes[5000..15000].fill(7);
+    near.write_bytes(5000, &[7; 10000]).unwrap();
+    near.flush_all().unwrap();
+    assert!(newest(&*store) == bytes);
+    let cache = near.cache().expect("a peer's region has one");
+    assert!(!cache.lasts());
+    cache.settle();
+    // What a write has touched in part is pulled once more.
+    assert!(near.read_bytes(whole, STAGED).unwrap() == bytes);
+    cache.settle();
+    assert_eq!(cache.missing(), []);
+    drop(server);
+    assert!(near.read_bytes(whole, STAGED).unwrap() == bytes, "all of it is here");
+}
+
+#[test]
+fn what_is_on_this_host_has_no_cache_in_memory() {
+    let file = file(&pattern(LENGTH, 1));
+    for address in ["mem:1MiB".to_owned(), format!("file:{}", file.path().display())] {
+        let near = store::open_in_memory(&address.parse().unwrap(), None, &patient_for(300)).unwrap();
+        assert!(near.cache().is_none(), "{address}");
+    }
+}
+
+#[test]
+fn nothing_is_kept_twice_for_a_cache_that_does_not_last() {
+    if !support::has_userfaultfd() {
+        return;
+    }
+    let (region, _, _) = stored();
+    let (_server, peer) = support::serve([region], &anywhere());
+    let near = store::open_in_memory(&address(&peer, "memory"), Some("a test"), &patient_for(2000)).unwrap();
+    let region = Region::new("memory", near.clone()).unwrap();
+    let push = PushOptions { interval: Some(Duration::from_millis(5)), ..PushOptions::default() };
+    let mapping = WritableMapping::map(&region, &WriteOptions { push, ..WriteOptions::default() }).unwrap();
+    mapping.write(4096, &[9; 4096]).unwrap();
+    wait_until("it is pushed", || mapping.push_progress().pushed_bytes > 0);
+    assert_eq!(near.cache().unwrap().progress().unpushed_bytes, 0);
+    mapping.flush().unwrap();
 }

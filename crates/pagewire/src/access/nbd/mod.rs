@@ -16,10 +16,12 @@
 //! - [`prefetch`]: what CACHE starts.
 //! - [`contexts`]: what BLOCK_STATUS can tell.
 //! - [`errno`]: what a client is told of an error.
+//! - [`device`]: a region as a block device of this host, by the kernel's client.
 
 mod attachment;
 mod change;
 mod contexts;
+mod device;
 mod errno;
 mod handshake;
 mod incoming;
@@ -43,6 +45,7 @@ use crate::engine::Region;
 use crate::error::{Error, ErrorKind, Result};
 use crate::transport::{Acceptor, Connection, Incoming, Listener, Protocol};
 pub use attachment::{Attachment, Export, ExportOptions};
+pub use device::{Device, DeviceOptions, DeviceOwner, DeviceStatus, device_status};
 use outgoing::Outgoing;
 pub use pagewire_core::nbd::{Headers, TransmissionFlags};
 pub use transmission::serve_transmission;
@@ -288,7 +291,7 @@ impl Shared {
         let stopping = || self.is_stopping();
         let (region, writes) = (attachment.region().name().to_owned(), attachment.is_writable());
         tracing::debug!(peer, region, ?headers, writes, "an NBD client uses an export");
-        match transmission::run(attachment, &outgoing, contexts, send_timeout, &stopping) {
+        match transmission::run(&Arc::new(attachment), &outgoing, contexts, send_timeout, &stopping) {
             Ok(()) => tracing::debug!(peer, region, "an NBD client has left"),
             Err(error) if error.kind() == ErrorKind::Unavailable => {
                 tracing::info!(peer, region, %error, "an NBD client is gone");

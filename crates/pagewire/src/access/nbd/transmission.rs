@@ -30,21 +30,25 @@ use crate::transport::{Connection, lost};
 const MAX_EXTENTS: usize = 1 << 16;
 
 /// Serves a client on a socket that is past the handshake, or never had one: the other end may be given to the
-/// kernel. Returns when the client has left, or is gone.
+/// kernel. Returns when the client has left, or is gone. Connections that share an attachment are those of one client.
 ///
 /// # Errors
 ///
 /// Where the client has broken the protocol; [`ErrorKind::Unavailable`] where its connection was lost in the middle
 /// of something.
-pub fn serve_transmission(attachment: Attachment, socket: UnixStream, headers: Headers) -> Result<()> {
+pub fn serve_transmission(
+    attachment: impl Into<Arc<Attachment>>,
+    socket: UnixStream,
+    headers: Headers,
+) -> Result<()> {
     let outgoing = Arc::new(Outgoing::new(Connection::from(socket), headers));
     let send_timeout = NbdOptions::default().send_timeout;
-    run(attachment, &outgoing, Vec::new(), Some(send_timeout), &|| false)
+    run(&attachment.into(), &outgoing, Vec::new(), Some(send_timeout), &|| false)
 }
 
 /// Serves a client until it leaves. Its contexts have the numbers of their places, from 1 on.
 pub(super) fn run(
-    attachment: Attachment,
+    attachment: &Arc<Attachment>,
     outgoing: &Arc<Outgoing>,
     contexts: Vec<Context>,
     send_timeout: Option<Duration>,
@@ -63,14 +67,13 @@ pub(super) fn run(
         minimum: 1,
         contexts: !contexts.is_empty(),
     };
-    let attachment = Arc::new(attachment);
     let pool = Arc::new(Pool::named("nbd-work"));
     let mut serving = Serving {
         terms,
         contexts,
-        attachment: &attachment,
+        attachment,
         outgoing,
-        reader: Reader::new(&attachment, outgoing),
+        reader: Reader::new(attachment, outgoing),
         changer: Changer::new(attachment.clone(), outgoing.clone(), pool.clone()),
         prefetch: Arc::default(),
         pool,

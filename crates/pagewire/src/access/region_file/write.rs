@@ -123,9 +123,12 @@ impl RegionFile {
             ByteRange::new((end * PAGE_SIZE).min(range.end), range.end),
         );
         let this = self.clone();
-        let then: Completion = Box::new(move |result| match result {
-            Ok(()) if !back.is_empty() => this.write(back.start, &vec![0; back.len() as usize], done),
-            result => done(result),
+        let then: Completion = Box::new(move |result| match (result, this.writing()) {
+            (Ok(()), Ok(_)) if !back.is_empty() => {
+                this.write(back.start, &vec![0; back.len() as usize], done);
+            }
+            (Ok(()), Ok(writing)) => writing.wrote(done),
+            (Err(error), _) | (_, Err(error)) => done(Err(error)),
         });
         match front.is_empty() {
             true => then(Ok(())),

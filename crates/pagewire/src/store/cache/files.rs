@@ -34,6 +34,8 @@ pub struct CacheFiles {
     pub(super) file: Option<Arc<File>>,
     /// Whether to read never waits for a disk.
     pub(super) in_memory: bool,
+    /// Whether the files outlast this process.
+    pub(super) lasts: bool,
 }
 
 /// What is in a cache.
@@ -121,6 +123,30 @@ impl CacheFiles {
             unpushed,
             file: Some(file),
             in_memory,
+            lasts: true,
+        })
+    }
+
+    /// A new cache in the memory of this process, with which it goes.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    pub fn in_memory() -> Result<Self> {
+        let make = |what: &str| pagewire_sys::file::in_memory(&format!("pagewire {what}"));
+        let failed = |error| Error::io("cannot make a cache in memory", &error);
+        let state = make("cache").map_err(failed)?;
+        Disk::write_all_at(&state, &Head::default().encode(), cache::head_at(0)).map_err(failed)?;
+        let kept = move |_: &Kept| Ok(Arc::new(make("unpushed")?) as Arc<dyn Disk>);
+        Ok(Self {
+            path: "in memory".into(),
+            image: Arc::new(make("image").map_err(failed)?),
+            state: Arc::new(state),
+            head: Some(Head::default()),
+            unpushed: Unpushed::open("unpushed, in memory".into(), None, Box::new(kept))?,
+            file: None,
+            in_memory: true,
+            lasts: false,
         })
     }
 

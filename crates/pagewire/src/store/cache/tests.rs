@@ -69,6 +69,7 @@ impl Disks {
             unpushed: Unpushed::open("the cache.unpushed".into(), kept, Box::new(|_| unreachable!()))?,
             file: None,
             in_memory: true,
+            lasts: true,
         })
     }
 
