@@ -154,6 +154,8 @@ impl Watched {
     /// Reads and hashes the file, with all threads. Answers the pages whose hashes are others than those that are kept, in
     /// runs: the first one's number, and the hashes.
     fn pass(&self, state: &State) -> Result<Vec<(usize, Vec<Node>)>> {
+        let cannot_read = |error: &std::io::Error| Error::io("cannot read the file that is mirrored", error);
+        let data = data_of(&state.file, state.length).map_err(|error| cannot_read(&error))?;
         let (next, count) = (AtomicUsize::new(0), state.length.div_ceil(PIECE) as usize);
         let work = || -> Result<Vec<(usize, Vec<Node>)>> {
             let mut found = Vec::new();
@@ -165,8 +167,9 @@ impl Watched {
                 }
                 let start = index as u64 * PIECE;
                 let piece = ByteRange::new(start, start + PIECE).clamp_to(state.length);
-                self.hash(state, piece, &mut buffer, &mut found)
-                    .map_err(|error| Error::io("cannot read the file that is mirrored", &error))?;
+                let behind = data.partition_point(|extent| extent.end <= piece.start);
+                self.hash(state, piece, &data[behind..], &mut buffer, &mut found)
+                    .map_err(|error| cannot_read(&error))?;
             }
         };
         let helpers = self.threads.min(count).saturating_sub(1);
@@ -192,11 +195,12 @@ impl Watched {
         Ok(found)
     }
 
-    /// The same for one piece. Holes are not read.
+    /// The same for one piece, in which there is this data, and perhaps some behind it. Holes are not read.
     fn hash(
         &self,
         state: &State,
         piece: ByteRange,
+        data: &[ByteRange],
         buffer: &mut [u8],
         found: &mut Vec<(usize, Vec<Node>)>,
     ) -> std::io::Result<()> {
@@ -210,11 +214,10 @@ impl Watched {
             }
         };
         let mut at = piece.start;
-        for extent in file::data_extents(state.file.as_fd(), piece.start..piece.end)? {
+        for extent in data.iter().take_while(|extent| extent.start < piece.end) {
             // Of a page that is in part a hole, all is read.
-            let data = ByteRange::new(extent.start / PAGE_SIZE * PAGE_SIZE, extent.end).align_out(PAGE_SIZE);
-            let data =
-                ByteRange::new(data.start.max(at), data.end.clamp(at, piece.end.next_multiple_of(PAGE_SIZE)));
+            let data = extent.intersect(piece).align_out(PAGE_SIZE);
+            let data = ByteRange::new(data.start.max(at), data.end.max(at));
             (at / PAGE_SIZE..data.start / PAGE_SIZE).for_each(|page| note(page as usize, Node::ZERO));
             for part in data.split(READ as u64) {
                 let length = (part.end.min(state.length) - part.start) as usize;
@@ -228,6 +231,16 @@ impl Watched {
         (at / PAGE_SIZE..piece.end.div_ceil(PAGE_SIZE)).for_each(|page| note(page as usize, Node::ZERO));
         Ok(())
     }
+}
+
+/// Where a file has data, in order. It is asked once for all of it: on tmpfs the kernel walks the pages up to the next
+/// hole, however short the range is that somebody wants to know of.
+fn data_of(file: &File, length: u64) -> std::io::Result<Vec<ByteRange>> {
+    if file::allocated(file.as_fd())? >= length {
+        return Ok(vec![ByteRange::new(0, length)]);
+    }
+    let extents = file::data_extents(file.as_fd(), 0..length)?;
+    Ok(extents.into_iter().map(|extent| ByteRange::new(extent.start, extent.end)).collect())
 }
 
 /// Reads bytes of a file; behind its end are zeroes, until that is the region's end, too.
