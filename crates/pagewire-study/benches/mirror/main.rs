@@ -112,11 +112,17 @@ struct Run {
 struct Setup {
     folder: tempfile::TempDir,
     size: u64,
+    /// How often the file was changed.
+    changes: AtomicUsize,
 }
 
 impl Setup {
     fn new(options: &Options) -> Result<Self, Failure> {
-        let setup = Self { folder: tempfile::tempdir_in("/dev/shm")?, size: options.size };
+        let setup = Self {
+            folder: tempfile::tempdir_in("/dev/shm")?,
+            size: options.size,
+            changes: AtomicUsize::new(1),
+        };
         let file = File::create(setup.file())?;
         let (mut state, mut piece) = (1, vec![0; 1 << 20]);
         for at in (0..setup.size).step_by(piece.len()) {
@@ -137,7 +143,7 @@ impl Setup {
     fn hub(&self) -> Result<ServerProcess, Failure> {
         let hub = self.folder.path().join("hub");
         std::fs::copy(self.file(), &hub)?;
-        Ok(ServerProcess::start_through(&hub, Ipv4Addr::LOCALHOST)?)
+        Ok(ServerProcess::start_writable(&hub, Ipv4Addr::LOCALHOST, None)?)
     }
 
     fn mirror(&self, server: &ServerProcess) -> Result<Mirror, Failure> {
@@ -194,7 +200,9 @@ impl Setup {
             for change in 1..=CHANGES {
                 let page = change * 7919 % (self.size / PAGE as u64);
                 let started = Instant::now();
-                file.write_all_at(&[change as u8; 64], page * PAGE as u64)?;
+                // Another one in each run, or nothing would change.
+                let number = self.changes.fetch_add(1, Ordering::Relaxed);
+                file.write_all_at(&number.to_ne_bytes(), page * PAGE as u64)?;
                 while arrived.iter().any(|count| (count.load(Ordering::Acquire) as u64) < change) {
                     if started.elapsed() > Duration::from_secs(20) {
                         stop.store(true, Ordering::Relaxed);

@@ -27,7 +27,7 @@ const PAGE: usize = PAGE_SIZE as usize;
 const PIECE: u64 = 4 << 20;
 
 /// How much is read at once: with the hash's copy of it, it stays in the nearest caches.
-const READ: usize = 64 << 10;
+const READ: usize = 32 << 10;
 
 /// What no page has as its hash.
 const UNKNOWN: Node = Node([0xfe; 16]);
