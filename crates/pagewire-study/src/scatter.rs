@@ -1,4 +1,8 @@
-//! Offsets that no readahead foresees, the same in every run.
+//! Offsets that no readahead foresees and bytes that nothing compresses, the same in every run.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
 
 /// The next of a sequence of 64-bit numbers that look random: SplitMix64 (G. L. Steele, D. Lea,
 /// C. H. Flood: "Fast splittable pseudorandom number generators", OOPSLA 2014).
@@ -7,6 +11,27 @@ pub fn split_mix(state: &mut u64) -> u64 {
     let mixed = (*state ^ (*state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     mixed ^ (mixed >> 31)
+}
+
+/// Fills `bytes`, whose length is a multiple of 8, from the sequence.
+pub fn fill(state: &mut u64, bytes: &mut [u8]) {
+    for word in bytes.chunks_exact_mut(8) {
+        word.copy_from_slice(&split_mix(state).to_ne_bytes());
+    }
+}
+
+/// Makes `size` bytes of the sequence what the file holds.
+///
+/// # Errors
+///
+/// Where it cannot be written.
+pub fn write_file(file: &File, size: u64) -> io::Result<()> {
+    let (mut state, mut piece) = (1, vec![0; 1 << 20]);
+    for at in (0..size).step_by(piece.len()) {
+        fill(&mut state, &mut piece);
+        file.write_all_at(&piece, at)?;
+    }
+    file.set_len(size)
 }
 
 /// All of the numbers below `count`, each once, with long steps: about 0.618 of the whole, and prime

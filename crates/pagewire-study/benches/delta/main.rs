@@ -21,7 +21,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use pagewire_study::bench::{self, Failure, Options, Row, Target};
-use pagewire_study::scatter::{scattered, split_mix};
+use pagewire_study::scatter::{fill, scattered, write_file};
 use pagewire_study::server;
 use pagewire_sys::net::NetNamespace;
 
@@ -106,15 +106,9 @@ impl Setup {
         let namespace = NetNamespace::create()?;
         namespace.run(pagewire_sys::net::loopback_up)??;
         let setup = Self { folder, namespace, size: options.size };
-        let (mut state, mut piece) = (1, vec![0; 1 << 20]);
-        let files = [File::create(setup.source())?, File::create(setup.target())?];
-        for at in (0..setup.size).step_by(piece.len()) {
-            for word in piece.chunks_exact_mut(8) {
-                word.copy_from_slice(&split_mix(&mut state).to_ne_bytes());
-            }
-            files.iter().try_for_each(|file| file.write_all_at(&piece, at))?;
+        for path in [setup.source(), setup.target()] {
+            write_file(&File::create(path)?, setup.size)?;
         }
-        files.iter().try_for_each(|file| file.set_len(setup.size))?;
         Ok(setup)
     }
 
@@ -137,9 +131,7 @@ impl Setup {
         let mut state = 7;
         let mut page = vec![0; PAGE as usize];
         for number in scattered(pages).take((pages / 100) as usize) {
-            for word in page.chunks_exact_mut(8) {
-                word.copy_from_slice(&split_mix(&mut state).to_ne_bytes());
-            }
+            fill(&mut state, &mut page);
             target.write_all_at(&page, number * PAGE)?;
         }
         Ok(())

@@ -27,7 +27,7 @@ use pagewire::engine::copy::{DeltaOptions, Followed, Follower};
 use pagewire::store::{self, MemoryStore, RemoteOptions};
 use pagewire::{Algorithm, Scheme};
 use pagewire_study::bench::{self, Failure, Options, Row, Target};
-use pagewire_study::scatter::split_mix;
+use pagewire_study::scatter::write_file;
 use pagewire_study::server::{self, ServerProcess};
 
 const USAGE: &str = "usage: mirror [FILTER...] [--size 1GiB] [--rounds 5] [--json]
@@ -123,15 +123,7 @@ impl Setup {
             size: options.size,
             changes: AtomicUsize::new(1),
         };
-        let file = File::create(setup.file())?;
-        let (mut state, mut piece) = (1, vec![0; 1 << 20]);
-        for at in (0..setup.size).step_by(piece.len()) {
-            for word in piece.chunks_exact_mut(8) {
-                word.copy_from_slice(&split_mix(&mut state).to_ne_bytes());
-            }
-            file.write_all_at(&piece, at)?;
-        }
-        file.set_len(setup.size)?;
+        write_file(&File::create(setup.file())?, setup.size)?;
         Ok(setup)
     }
 

@@ -19,7 +19,7 @@ use std::process::ExitCode;
 
 use pagewire_study::bench::{self, Failure, Options, Row, Target};
 use pagewire_study::nbd;
-use pagewire_study::scatter::split_mix;
+use pagewire_study::scatter::write_file;
 
 use clients::Fio;
 use peers::{By, Kind, Served};
@@ -104,15 +104,7 @@ impl Setup {
     fn new(options: &Options) -> Result<Self, Failure> {
         let folder = tempfile::tempdir_in("/dev/shm")?;
         let setup = Self { options: options.clone(), folder };
-        let mut file = std::fs::File::create(setup.file())?;
-        let (mut state, mut piece) = (1, vec![0; 1 << 20]);
-        for _ in 0..options.size.div_ceil(piece.len() as u64) {
-            for word in piece.chunks_exact_mut(8) {
-                word.copy_from_slice(&split_mix(&mut state).to_ne_bytes());
-            }
-            std::io::Write::write_all(&mut file, &piece)?;
-        }
-        file.set_len(options.size)?;
+        write_file(&std::fs::File::create(setup.file())?, options.size)?;
         Ok(setup)
     }
 

@@ -1,7 +1,6 @@
 //! The region file, and what mappings are opened with.
 
 use std::fs::File;
-use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -10,7 +9,7 @@ use std::time::Duration;
 use pagewire::access::uffd::{MapOptions, Mapping};
 use pagewire::engine::PullOptions;
 use pagewire::{ChunkSize, PullOrder};
-use pagewire_study::scatter::split_mix;
+use pagewire_study::scatter::write_file;
 
 use pagewire_study::bench::{Failure, Options};
 
@@ -28,18 +27,8 @@ impl Setup {
     /// Makes the region: random bytes in memory. The file has no name, so it goes with the last
     /// process that has it open.
     pub(crate) fn new(options: &Options) -> Result<Self, Failure> {
-        let mut file = tempfile::tempfile_in("/dev/shm")?;
-        let mut state = 1;
-        let mut piece = vec![0; 1 << 20];
-        let mut left = options.size;
-        while left > 0 {
-            for word in piece.chunks_exact_mut(8) {
-                word.copy_from_slice(&split_mix(&mut state).to_ne_bytes());
-            }
-            let count = left.min(piece.len() as u64);
-            file.write_all(&piece[..count as usize])?;
-            left -= count;
-        }
+        let file = tempfile::tempfile_in("/dev/shm")?;
+        write_file(&file, options.size)?;
         let path = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()));
         Ok(Self { options: options.clone(), file, path })
     }

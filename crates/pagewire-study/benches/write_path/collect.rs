@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use pagewire_study::bench::{Failure, Options, Row, Target};
-use pagewire_study::scatter::split_mix;
+use pagewire_study::scatter::{fill, split_mix};
 use pagewire_sys::PAGE_SIZE;
 use pagewire_sys::tracked::{TrackedMapping, Tracking};
 
@@ -37,9 +37,7 @@ fn filled(size: u64, tracking: Tracking) -> Result<TrackedMapping, Failure> {
     let mut state = 1;
     let mut piece = vec![0; 1 << 20];
     for at in (0..size as usize).step_by(piece.len()) {
-        for word in piece.chunks_exact_mut(8) {
-            word.copy_from_slice(&split_mix(&mut state).to_ne_bytes());
-        }
+        fill(&mut state, &mut piece);
         memory.place(at, &piece[..piece.len().min(size as usize - at)])?;
     }
     Ok(memory)

@@ -238,7 +238,8 @@ fn compare(watched: &Watched, region: &Arc<Region>, has: u64) -> Result<()> {
     let of = Hashed::Region(region.clone());
     if !of.is_asked() && of.is_remote() {
         tracing::warn!(region = region.name(), "the peer cannot hash its region: all of the file is pushed");
-        return watched.take_for_changed();
+        watched.take_for_changed();
+        return Ok(());
     }
     watched.hash_all()?;
     let (scheme, length) = (watched.scheme(), watched.length());

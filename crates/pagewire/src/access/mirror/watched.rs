@@ -128,9 +128,8 @@ impl Watched {
     }
 
     /// Everything is to be pushed.
-    pub(super) fn take_for_changed(&self) -> Result<()> {
+    pub(super) fn take_for_changed(&self) {
         self.lock().leaves.fill(UNKNOWN);
-        Ok(())
     }
 
     /// What is at the region is not what was found in these ranges.
