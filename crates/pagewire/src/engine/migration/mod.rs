@@ -1,0 +1,16 @@
+//! Live migration: a region that is in use is moved to another host, with the application that uses it.
+//!
+//! What happens when is decided in [`pagewire_core::migrate`]; here it is carried out.
+//!
+//! - [`live`]: what is moved: what an application has mapped or mounted.
+//! - [`origin`]: the side that the application leaves.
+//! - [`destination`]: the side that it comes to.
+//! - [`arriving`](crate::store::arriving): the region at the destination, while part of it is still at the origin.
+
+mod destination;
+mod live;
+mod origin;
+
+pub use destination::{Arrived, Destination, DestinationOptions, Report, When};
+pub use live::Live;
+pub use origin::{Application, Origin, OriginOptions, OriginStatus, Outcome};
