@@ -87,10 +87,12 @@ frame_types! {
     SUBSCRIBE = 0x0015;
     /// Hashes of a region.
     TREE = 0x0016;
-    /// Reserved: control of a migration.
+    /// A step of a migration.
     MIGRATE = 0x0017;
     /// Bytes for some ranges, compressed.
     PACKED_WRITE = 0x0018;
+    /// How a migration is doing, or that it is to be given up.
+    MIGRATION = 0x0019;
 
     /// The answer to [`FrameType::HELLO`].
     HELLO_REPLY = 0x1001;
@@ -116,6 +118,10 @@ frame_types! {
     CHANGED = 0x100b;
     /// The answer to [`FrameType::TREE`].
     NODES = 0x100c;
+    /// The answer to [`FrameType::MIGRATE`].
+    MIGRATED = 0x100d;
+    /// The answer to [`FrameType::MIGRATION`].
+    MIGRATION_STATE = 0x100e;
     /// The answer to a request that failed.
     ERROR = 0x1fff;
 

@@ -2,12 +2,14 @@
 
 mod error;
 mod hello;
+mod migrate;
 mod notification;
 mod reply;
 mod request;
 
 pub use error::{RemoteError, RemoteErrorKind};
 pub use hello::{Hello, HelloReply, MAGIC, Role};
+pub use migrate::{MigrateRequest, MigrateStep, Migrated, MigrationAction, MigrationState, OriginState};
 pub use notification::Notification;
 pub use reply::{Leased, ListReply, RegionInfo, Reply};
 pub use request::{OpenMode, Request, TreeRequest};

@@ -19,6 +19,7 @@
 //! | 1 | the first: reading |
 //! | 2 | writing, and word of newer epochs, in types that version 1 had reserved |
 //! | 3 | hashes of regions, so that those that are alike need not travel; compressed bytes, where both say so |
+//! | 4 | migration: regions are opened to be moved, with what uses them |
 
 pub mod data;
 pub mod header;
@@ -31,13 +32,14 @@ pub use cursor::Malformed;
 pub use data::{DataHeader, Encoding, Trailer};
 pub use header::{Class, FrameType, HEADER_LEN, Header};
 pub use message::{
-    Hello, HelloReply, Leased, ListReply, Notification, OpenMode, RegionInfo, RemoteError, RemoteErrorKind,
-    Reply, Request, Role, TreeRequest,
+    Hello, HelloReply, Leased, ListReply, MigrateRequest, MigrateStep, Migrated, MigrationAction, MigrationState,
+    Notification, OpenMode, OriginState, RegionInfo, RemoteError, RemoteErrorKind, Reply, Request, Role,
+    TreeRequest,
 };
 pub use write::{PackedWriteHeader, WriteHeader};
 
 /// The newest version of the protocol that this codec speaks.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 
 /// The oldest version of the protocol that this codec still speaks.
 pub const OLDEST_VERSION: u16 = 1;

@@ -7,11 +7,13 @@
 //! - [`progress`]: counters of a pull that a caller can read and wait for.
 //! - [`trace`]: the order in which a program needed a region.
 //! - [`hash`]: hashes of a region, for those who compare it with another.
+//! - [`migration`]: moves a region that is in use, with what uses it, to another host.
 //! - [`copy`]: moves a whole region from one store to another.
 
 pub mod copy;
 pub mod hash;
 pub mod local_copy;
+pub mod migration;
 pub mod progress;
 pub mod pull;
 pub mod push;

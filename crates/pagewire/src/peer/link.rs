@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use pagewire_core::pack::Agreed;
 use pagewire_core::wire::{
-    Class, Hello, HelloReply, Leased, Malformed, OLDEST_VERSION, RegionInfo, Reply, Request, Role,
+    Class, Hello, HelloReply, Leased, Malformed, OLDEST_VERSION, OpenMode, RegionInfo, Reply, Request, Role,
     SessionToken, VERSION,
 };
 
@@ -23,6 +23,9 @@ const PRIMARY_EAGER: usize = 80 << 10;
 /// On a bulk connection a frame is long: its header is fetched with as little as possible of what
 /// follows, which has to be moved when it is the beginning of the next frame.
 const BULK_EAGER: usize = 64;
+
+/// The version of the protocol that knows migration.
+const MOVES: u16 = 4;
 
 /// A connection that has shaken hands.
 pub(super) struct Link {
@@ -115,6 +118,11 @@ pub(super) fn greet(
         _ => return Err(Error::new(ErrorKind::Protocol, format!("{peer} does not speak our version"))),
     };
     let round_trip = asked.elapsed();
+    if matches!(open, Some(Request::Open { mode: OpenMode::Move { .. }, .. })) && hello.version < MOVES {
+        let text =
+            format!("{peer} is too old: regions can be moved from version {MOVES} of the protocol on");
+        return Err(Error::new(ErrorKind::Unsupported, text));
+    }
     let opened = match open {
         None => None,
         Some(_) => match expect_reply(&mut reader, &connection, 1).map_err(failed)? {

@@ -18,7 +18,7 @@ mod session;
 
 pub(crate) use link::ask;
 pub use session::SessionOptions;
-pub(crate) use session::{EarlierLease, Lane, Session, StreamCall, Written};
+pub(crate) use session::{EarlierLease, Lane, Purpose, Session, StreamCall, Written};
 
 /// What this library calls itself in a handshake.
 pub(crate) const AGENT: &str = concat!("pagewire/", env!("CARGO_PKG_VERSION"));

@@ -22,7 +22,10 @@ use std::time::{Duration, Instant};
 use pagewire_core::chunk::ByteRange;
 use pagewire_core::delta::Node;
 use pagewire_core::pack::Compression;
-use pagewire_core::wire::{InstanceId, Notification, RegionInfo, Reply, Request, SessionToken, TreeRequest};
+use pagewire_core::wire::{
+    InstanceId, MigrateRequest, MigrateStep, Migrated, Notification, RegionInfo, Reply, Request, SessionToken,
+    TreeRequest,
+};
 
 use super::call::{Answer, Ask, Call, ReplyTo};
 use super::flow::Flow;
@@ -81,6 +84,17 @@ pub(crate) struct EarlierLease {
     pub(crate) token: u64,
 }
 
+/// What a region is opened for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Purpose<'a> {
+    /// Reading.
+    Read,
+    /// Writing, by this owner, who goes on with an earlier lease where there is one.
+    Write(&'a str, Option<EarlierLease>),
+    /// Taking it over by this migration, which this owner carries out.
+    Move([u8; 16], &'a str),
+}
+
 /// A region of a peer, opened, and the calls on it.
 pub(crate) struct Session {
     shared: Arc<Shared>,
@@ -122,6 +136,8 @@ struct State {
     moves_on: bool,
     /// Where the region is open for writing.
     lease: Option<Lease>,
+    /// Where it is open to be moved: the migration, and who carries it out.
+    moving: Option<([u8; 16], String)>,
     instance: InstanceId,
     /// Why the region cannot be opened again, where that is not just a matter of time.
     failure: Option<Error>,
@@ -129,18 +145,21 @@ struct State {
 }
 
 impl Session {
-    /// Connects to the peer and opens the region: for writing where an owner is named, who goes on with an
-    /// earlier lease where there is one.
+    /// Connects to the peer and opens the region.
     pub(crate) fn connect(
         region: &RegionAddress,
         options: &SessionOptions,
-        owner: Option<&str>,
-        earlier: Option<EarlierLease>,
+        purpose: Purpose<'_>,
     ) -> Result<Self> {
         if options.connections == 0 || options.connections > 64 {
             let text = format!("{} connections: 1 to 64 are possible", options.connections);
             return Err(Error::new(ErrorKind::Usage, text));
         }
+        let (owner, earlier, moving) = match purpose {
+            Purpose::Read => (None, None, None),
+            Purpose::Write(owner, earlier) => (Some(owner), earlier, None),
+            Purpose::Move(id, owner) => (None, None, Some((id, owner.to_owned()))),
+        };
         let token = super::random_id();
         let state = State {
             closed: false,
@@ -164,6 +183,7 @@ impl Session {
             newest: 0,
             moves_on: false,
             lease: owner.map(|owner| Lease::wanted(owner, earlier.map_or(0, |earlier| earlier.token))),
+            moving,
             instance: [0; 16],
             failure: None,
             round_trip: Duration::ZERO,
@@ -256,6 +276,14 @@ impl Session {
         match self.shared.control(|handle| Request::Changes { handle, since })? {
             Reply::Changed { ranges, .. } => Ok(ranges),
             _ => Err(unexpected("CHANGES")),
+        }
+    }
+
+    /// Asks for a step of the migration that the region is open for, once.
+    pub(crate) fn migrate(&self, step: MigrateStep) -> Result<Migrated> {
+        match self.shared.control(|handle| Request::Migrate(MigrateRequest { handle, step }))? {
+            Reply::Migrated(migrated) => Ok(migrated),
+            _ => Err(unexpected("MIGRATE")),
         }
     }
 

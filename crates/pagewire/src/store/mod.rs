@@ -8,6 +8,7 @@
 //! What only some stores can do is an optional capability: [`Info::capabilities`] says which, and
 //! the method's default is "no".
 
+pub(crate) mod arriving;
 pub mod cache;
 pub mod file;
 pub mod memory;
@@ -43,7 +44,7 @@ pub(crate) use gather::Gather;
 pub use memory::MemoryStore;
 #[cfg(feature = "nbd")]
 pub use nbd::{NbdExport, NbdStore, list_exports};
-pub use remote::{ClientTls, Identity, RemoteOptions, RemoteStore, describe, list};
+pub use remote::{ClientTls, Identity, RemoteOptions, RemoteStore, describe, list, migration};
 
 use std::sync::Arc;
 

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pagewire_core::chunk::{ByteRange, PAGE_SIZE};
-use pagewire_core::wire::{ListReply, RegionInfo, Reply, Request, TreeRequest};
+use pagewire_core::wire::{
+    ListReply, MigrateStep, Migrated, MigrationAction, MigrationState, RegionInfo, Reply, Request, TreeRequest,
+};
 use uuid::Uuid;
 
 use super::cut::Cut;
@@ -16,7 +18,7 @@ use super::{
 };
 use crate::address::{PeerAddress, RegionAddress};
 use crate::error::{Error, ErrorKind, Result};
-use crate::peer::{EarlierLease, Lane, Session, Written, ask};
+use crate::peer::{EarlierLease, Lane, Purpose, Session, Written, ask};
 
 pub use crate::peer::SessionOptions as RemoteOptions;
 pub use crate::transport::{ClientTls, Identity};
@@ -34,7 +36,7 @@ impl RemoteStore {
     /// [`ErrorKind::Unavailable`] where nobody answers, [`ErrorKind::NotFound`] where there is no
     /// such region.
     pub fn connect(region: &RegionAddress, options: &RemoteOptions) -> Result<Self> {
-        Ok(Self { session: Session::connect(region, options, None, None)? })
+        Ok(Self { session: Session::connect(region, options, Purpose::Read)? })
     }
 
     /// The same for writing too: takes the region's lease for `owner`, a text that others are told.
@@ -44,7 +46,7 @@ impl RemoteStore {
     /// [`ErrorKind::Busy`] while somebody else has the lease; [`ErrorKind::Denied`] where the peer lets
     /// nobody write.
     pub fn connect_writer(region: &RegionAddress, options: &RemoteOptions, owner: &str) -> Result<Self> {
-        Ok(Self { session: Session::connect(region, options, Some(owner), None)? })
+        Ok(Self { session: Session::connect(region, options, Purpose::Write(owner, None))? })
     }
 
     /// The same for who was the writer before, and has died: goes on with the lease that `token` names, if this
@@ -61,9 +63,34 @@ impl RemoteStore {
         (id, token): (Uuid, u64),
     ) -> Result<Self> {
         let earlier = EarlierLease { region: *id.as_bytes(), token };
-        let session = Session::connect(region, options, Some(owner), Some(earlier))?;
+        let session = Session::connect(region, options, Purpose::Write(owner, Some(earlier)))?;
         session.begin_anew()?;
         Ok(Self { session })
+    }
+
+    /// The same for who takes the region over: joins the migration `id`, which `owner` carries out, or begins it.
+    /// What is read is what the application sees at that moment, up to the region's capacity.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Busy`] while another migration is under way; [`ErrorKind::Unsupported`] where the region is not in
+    /// use by an application that can be moved; [`ErrorKind::Version`] where the peer is too old.
+    pub(crate) fn connect_move(
+        region: &RegionAddress,
+        options: &RemoteOptions,
+        id: [u8; 16],
+        owner: &str,
+    ) -> Result<Self> {
+        Ok(Self { session: Session::connect(region, options, Purpose::Move(id, owner))? })
+    }
+
+    /// Asks for a step of the migration, once: a lost connection is an error that can be tried again.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the origin answers.
+    pub(crate) fn migrate(&self, step: MigrateStep) -> Result<Migrated> {
+        self.session.migrate(step)
     }
 
     /// What is known of the region, which can be written to by whoever has its lease.
@@ -111,6 +138,24 @@ pub fn describe(region: &RegionAddress, options: &RemoteOptions) -> Result<Info>
     match ask(&region.peer, &request, options)? {
         Reply::Info(info) => Ok(info_from_wire(&info)),
         _ => Err(unexpected(&region.peer, "INFO")),
+    }
+}
+
+/// How the migration of a region of a peer is doing, or what came of giving it up.
+///
+/// # Errors
+///
+/// [`ErrorKind::Unavailable`] where nobody answers; [`ErrorKind::NotFound`] where there is no such region, or none that
+/// can be moved; [`ErrorKind::Busy`] and [`ErrorKind::Fenced`] where it cannot be given up.
+pub fn migration(
+    region: &RegionAddress,
+    action: MigrationAction,
+    options: &RemoteOptions,
+) -> Result<MigrationState> {
+    let request = Request::Migration { name: region.name.clone(), action };
+    match ask(&region.peer, &request, options)? {
+        Reply::Migration(state) => Ok(state),
+        _ => Err(unexpected(&region.peer, "MIGRATION")),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::super::cursor::{Fields, put_ranges, put_string};
 use super::super::{FrameType, Header, MAX_NAME, MAX_NODES, Malformed, RegionId};
-use super::{HelloReply, RemoteError, put_frame};
+use super::{HelloReply, Migrated, MigrationState, RemoteError, put_frame};
 use crate::chunk::ByteRange;
 use crate::delta::Node;
 
@@ -136,6 +136,10 @@ pub enum Reply {
     },
     /// To tree: the hashes of each range, one range after the other.
     Nodes(Vec<Node>),
+    /// To a step of a migration.
+    Migrated(Migrated),
+    /// To who asks how a migration is doing.
+    Migration(MigrationState),
     /// The request failed.
     Error(RemoteError),
     /// A reply of a later version.
@@ -158,6 +162,8 @@ impl Reply {
             Reply::Flushed(_) => FrameType::FLUSHED,
             Reply::Changed { .. } => FrameType::CHANGED,
             Reply::Nodes(_) => FrameType::NODES,
+            Reply::Migrated(_) => FrameType::MIGRATED,
+            Reply::Migration(_) => FrameType::MIGRATION_STATE,
             Reply::Error(_) => FrameType::ERROR,
             Reply::Unknown(_) => return debug_assert!(false, "an unknown reply cannot be sent"),
         };
@@ -197,6 +203,8 @@ impl Reply {
             }
             Reply::Info(info) | Reply::Flushed(info) => info.put(out),
             Reply::End { sent } => out.extend_from_slice(&sent.to_le_bytes()),
+            Reply::Migrated(migrated) => migrated.put(out),
+            Reply::Migration(state) => state.put(out),
             Reply::Error(error) => error.put(out),
         });
     }
@@ -247,6 +255,8 @@ impl Reply {
                 let count = fields.count(Node::LEN, MAX_NODES)?;
                 Reply::Nodes((0..count).map(|_| fields.array().map(Node)).collect::<Result<_, _>>()?)
             }
+            FrameType::MIGRATED => Reply::Migrated(Migrated::take(&mut fields)?),
+            FrameType::MIGRATION_STATE => Reply::Migration(MigrationState::take(&mut fields)?),
             other => return Ok(Reply::Unknown(other)),
         };
         fields.end()?;

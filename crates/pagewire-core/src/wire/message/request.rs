@@ -2,7 +2,7 @@
 
 use super::super::cursor::{Fields, put_ranges, put_string};
 use super::super::{FrameType, Header, MAX_NAME, MAX_NODES, MAX_OWNER, Malformed, RegionId};
-use super::{Hello, put_frame};
+use super::{Hello, MigrateRequest, MigrationAction, put_frame};
 use crate::chunk::ByteRange;
 use crate::delta::{Algorithm, Scheme, TOP, span};
 
@@ -18,6 +18,13 @@ pub enum OpenMode {
         /// The token of the lease to go on with; 0 for a new one.
         token: u64,
         /// Who writes, for those who are told that somebody does.
+        owner: String,
+    },
+    /// Taking the region over, with the application that uses it, by a migration.
+    Move {
+        /// The migration: 128 random bits, chosen by the destination.
+        id: [u8; 16],
+        /// Who takes over, for people.
         owner: String,
     },
 }
@@ -132,6 +139,15 @@ pub enum Request {
         /// The handle that LEASED gave.
         handle: u32,
     },
+    /// A step of a migration.
+    Migrate(MigrateRequest),
+    /// How the migration of a region is doing, or that it is to be given up: for people.
+    Migration {
+        /// The region's name.
+        name: String,
+        /// What to do.
+        action: MigrationAction,
+    },
     /// A request of a later version, or one that is reserved: to be answered UNSUPPORTED.
     Unknown(FrameType),
 }
@@ -155,6 +171,8 @@ impl Request {
             Request::SetLength { .. } => FrameType::SET_LENGTH,
             Request::Flush { .. } => FrameType::FLUSH,
             Request::Discard { .. } => FrameType::DISCARD,
+            Request::Migrate(_) => FrameType::MIGRATE,
+            Request::Migration { .. } => FrameType::MIGRATION,
             Request::Unknown(kind) => *kind,
         }
     }
@@ -170,17 +188,30 @@ impl Request {
             Request::List { after } => put_string(out, after, MAX_NAME),
             Request::Open { name, mode, resume } => {
                 put_string(out, name, MAX_NAME);
-                out.push(u8::from(*mode != OpenMode::Read));
+                out.push(match mode {
+                    OpenMode::Read => 0,
+                    OpenMode::Write { .. } => 1,
+                    OpenMode::Move { .. } => 2,
+                });
                 out.push(u8::from(resume.is_some()));
                 if let Some((id, epoch)) = resume {
                     out.extend_from_slice(id);
                     out.extend_from_slice(&epoch.to_le_bytes());
                 }
-                if let OpenMode::Write { token, owner } = mode {
-                    out.extend_from_slice(&token.to_le_bytes());
-                    put_string(out, owner, MAX_OWNER);
+                match mode {
+                    OpenMode::Read => {}
+                    OpenMode::Write { token, owner } => {
+                        out.extend_from_slice(&token.to_le_bytes());
+                        put_string(out, owner, MAX_OWNER);
+                    }
+                    OpenMode::Move { id, owner } => {
+                        out.extend_from_slice(id);
+                        put_string(out, owner, MAX_OWNER);
+                    }
                 }
             }
+            Request::Migrate(migrate) => migrate.put(out),
+            Request::Migration { name, action } => action.put(name, out),
             Request::Changes { handle, since: number }
             | Request::SetLength { handle, length: number }
             | Request::Flush { handle, number } => {
@@ -228,12 +259,13 @@ impl Request {
             FrameType::LIST => Request::List { after: fields.string(MAX_NAME)? },
             FrameType::OPEN => {
                 let name = fields.string(MAX_NAME)?;
-                let writes = fields.flag()?;
+                let mode = fields.u8()?;
                 let resume = if fields.flag()? { Some((fields.array()?, fields.u64()?)) } else { None };
-                let mode = if writes {
-                    OpenMode::Write { token: fields.u64()?, owner: fields.string(MAX_OWNER)? }
-                } else {
-                    OpenMode::Read
+                let mode = match mode {
+                    0 => OpenMode::Read,
+                    1 => OpenMode::Write { token: fields.u64()?, owner: fields.string(MAX_OWNER)? },
+                    2 => OpenMode::Move { id: fields.array()?, owner: fields.string(MAX_OWNER)? },
+                    other => return Err(fields.bad(format!("mode {other} is none"))),
                 };
                 Request::Open { name, mode, resume }
             }
@@ -254,6 +286,11 @@ impl Request {
                 credit: fields.u64()?,
                 ranges: fields.ranges()?,
             },
+            FrameType::MIGRATE => Request::Migrate(MigrateRequest::take(&mut fields)?),
+            FrameType::MIGRATION => {
+                let (name, action) = MigrationAction::take(&mut fields)?;
+                Request::Migration { name, action }
+            }
             FrameType::REFRESH => Request::Refresh { handle: fields.u32()? },
             other => return Ok(Request::Unknown(other)),
         };

@@ -35,9 +35,13 @@ fn request() -> impl Strategy<Value = Request> {
         hello().prop_map(Request::Hello),
         proptest::collection::vec(any::<u8>(), 0..=64).prop_map(Request::Ping),
         name().prop_map(|after| Request::List { after }),
-        (name(), any::<Option<u64>>(), name(), any::<Option<([u8; 16], u64)>>()).prop_map(
-            |(name, token, owner, resume)| {
-                let mode = token.map_or(OpenMode::Read, |token| OpenMode::Write { token, owner });
+        (name(), any::<(Option<u64>, Option<[u8; 16]>)>(), name(), any::<Option<([u8; 16], u64)>>()).prop_map(
+            |(name, mode, owner, resume)| {
+                let mode = match mode {
+                    (Some(token), _) => OpenMode::Write { token, owner },
+                    (None, Some(id)) => OpenMode::Move { id, owner },
+                    (None, None) => OpenMode::Read,
+                };
                 Request::Open { name, mode, resume }
             }
         ),
@@ -61,8 +65,77 @@ fn request() -> impl Strategy<Value = Request> {
         }),
         any::<u32>().prop_map(|handle| Request::Refresh { handle }),
         tree(),
+        (any::<u32>(), step())
+            .prop_map(|(handle, step)| Request::Migrate(MigrateRequest { handle, step })),
+        (name(), action()).prop_map(|(name, action)| Request::Migration { name, action }),
         Just(Request::Unknown(FrameType::SUBSCRIBE)),
     ]
+}
+
+fn step() -> impl Strategy<Value = MigrateStep> {
+    prop_oneof![
+        Just(MigrateStep::Look),
+        (1..=u64::MAX).prop_map(|number| MigrateStep::Round { number }),
+        Just(MigrateStep::Switch),
+        (1..=u64::MAX).prop_map(|token| MigrateStep::Accept { token }),
+        Just(MigrateStep::Abort),
+        Just(MigrateStep::Complete),
+    ]
+}
+
+fn action() -> impl Strategy<Value = MigrationAction> {
+    prop_oneof![
+        Just(MigrationAction::Status),
+        any::<bool>().prop_map(|force| MigrationAction::Abort { force }),
+    ]
+}
+
+fn origin_state() -> impl Strategy<Value = OriginState> {
+    proptest::sample::select(vec![
+        OriginState::Running,
+        OriginState::Tracking,
+        OriginState::Offered,
+        OriginState::Moved,
+        OriginState::Released,
+    ])
+}
+
+fn migrated() -> impl Strategy<Value = Reply> {
+    (origin_state(), any::<[u64; 4]>(), ranges()).prop_map(
+        |(state, [token, length, written, micros], ranges)| {
+            Reply::Migrated(Migrated { state, token, length, written, micros, ranges })
+        },
+    )
+}
+
+fn migration() -> impl Strategy<Value = Reply> {
+    (origin_state(), any::<[u8; 16]>(), name(), name()).prop_map(|(state, id, destination, text)| {
+        let destination = destination.chars().take(20).collect();
+        Reply::Migration(MigrationState { state, id, destination, text })
+    })
+}
+
+#[test]
+fn steps_actions_and_modes_that_there_are_not_are_refused() {
+    let mut bytes = Vec::new();
+    Request::Migrate(MigrateRequest { handle: 1, step: MigrateStep::Look }).encode(1, &mut bytes);
+    for (step, argument) in [(6, 0), (0, 1), (1, 0), (2, 1), (3, 0), (5, 9), (255, 0)] {
+        let mut bad = bytes.clone();
+        (bad[HEADER_LEN + 4], bad[HEADER_LEN + 5]) = (step, argument);
+        let (header, body) = split(&bad);
+        assert!(Request::decode(&header, body).is_err(), "step {step} with {argument}");
+    }
+    let mut bytes = Vec::new();
+    let request = Request::Migration { name: "r".into(), action: MigrationAction::Status };
+    request.encode(1, &mut bytes);
+    *bytes.last_mut().unwrap() = 3;
+    let (header, body) = split(&bytes);
+    assert!(Request::decode(&header, body).is_err());
+    let mut bytes = Vec::new();
+    Request::Open { name: "r".into(), mode: OpenMode::Read, resume: None }.encode(1, &mut bytes);
+    bytes[HEADER_LEN + 3] = 3;
+    let (header, body) = split(&bytes);
+    assert!(Request::decode(&header, body).is_err());
 }
 
 fn tree() -> impl Strategy<Value = Request> {
@@ -150,6 +223,8 @@ fn reply() -> impl Strategy<Value = Reply> {
             .prop_map(|(epoch, ranges)| Reply::Changed { epoch, ranges }),
         proptest::collection::vec(any::<[u8; 16]>(), 0..50)
             .prop_map(|nodes| Reply::Nodes(nodes.into_iter().map(Node).collect())),
+        migrated(),
+        migration(),
         (any::<(u16, bool, u64)>(), name()).prop_map(|((code, retry, epoch), text)| {
             Reply::Error(RemoteError { kind: RemoteErrorKind::from_code(code), retry, epoch, text })
         }),
@@ -266,7 +341,7 @@ fn the_version_is_the_newest_common_one() {
     };
     assert_eq!(hello(1, 1).common_version(), Some(1));
     assert_eq!(hello(1, 2).common_version(), Some(2));
-    assert_eq!(hello(1, 9).common_version(), Some(3));
-    assert_eq!(hello(4, 9).common_version(), None);
+    assert_eq!(hello(1, 9).common_version(), Some(4));
+    assert_eq!(hello(5, 9).common_version(), None);
     assert_eq!(hello(0, 0).common_version(), None);
 }

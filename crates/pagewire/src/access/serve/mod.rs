@@ -8,6 +8,7 @@
 //! - [`connection`]: from the handshake to the end of one connection.
 //! - [`request`]: what each request does.
 //! - [`writing`]: the requests of those who write.
+//! - [`moving`]: the requests of those who take regions over.
 //! - [`permissions`]: who may read and write which region.
 //! - [`session`]: what the connections of one client share: open regions and streams.
 //! - [`outgoing`]: frames on their way out, one at a time.
@@ -23,6 +24,7 @@ mod connection;
 mod extent;
 mod holes;
 mod lent;
+mod moving;
 mod outgoing;
 mod permissions;
 mod request;
@@ -46,6 +48,7 @@ use pagewire_sys::event::EventFd;
 
 use crate::address::PeerAddress;
 use crate::engine::Region;
+use crate::engine::migration::Origin;
 use crate::error::{Error, ErrorKind, Result};
 use crate::transport::{Acceptor, Connection, Incoming, Listener, Protocol};
 pub use crate::transport::{Identity, ServerTls};
@@ -100,6 +103,8 @@ pub struct Server {
 
 struct Shared {
     regions: BTreeMap<String, Arc<Region>>,
+    /// Those that can be taken over, by the names of their regions.
+    origins: Mutex<BTreeMap<String, Arc<Origin>>>,
     options: ServerOptions,
     tls: Option<Acceptor>,
     instance: InstanceId,
@@ -137,6 +142,7 @@ impl Server {
         let stop = EventFd::new().map_err(|error| Error::io("cannot make an event", &error))?;
         let shared = Shared {
             regions: named,
+            origins: Mutex::default(),
             options,
             tls,
             instance: crate::peer::random_id(),
@@ -174,6 +180,23 @@ impl Server {
             .map_err(|error| Error::io("cannot start a thread", &error))?;
         self.listeners.lock().expect("no holder panics").push(thread);
         Ok(bound)
+    }
+
+    /// Offers an application's regions to be taken over, each under its name in the origin; those of the same names
+    /// that the server was made with go on to be offered to readers.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Usage`] where another origin has one of the names.
+    pub fn offer(&self, origin: &Arc<Origin>) -> Result<()> {
+        let mut origins = self.shared.origins.lock().expect("no holder panics");
+        for name in origin.names() {
+            if origins.contains_key(name) {
+                return Err(Error::new(ErrorKind::Usage, format!("'{name}' is offered already")));
+            }
+        }
+        origins.extend(origin.names().map(|name| (name.to_owned(), origin.clone())));
+        Ok(())
     }
 
     /// How many connections there are.

@@ -8,7 +8,7 @@ use pagewire_core::wire::{ListReply, MAX_RANGES, OpenMode, RegionInfo, Reply, Re
 use super::outgoing::Outgoing;
 use super::permissions::Access;
 use super::session::Session;
-use super::{Shared, answer, tree, writing};
+use super::{Shared, answer, moving, tree, writing};
 use crate::engine::{Pin, Region, Watch};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Info, STAGED, Urgency};
@@ -34,34 +34,7 @@ pub(super) fn answer_request(
             outgoing.reply(id, &Reply::Info(shared.to_wire(&info, access)));
         }
         Request::Open { name, mode, resume } => {
-            let (region, access) = find(shared, session, &name)?;
-            let info = region.refresh()?;
-            check_identity(region, &info, resume)?;
-            match mode {
-                OpenMode::Write { .. } if access < Access::Write => {
-                    let text = format!("'{name}' may be read, but not written to, by {}", who(session));
-                    return Err(Error::new(ErrorKind::Denied, text));
-                }
-                OpenMode::Write { token, owner } => {
-                    let leased = writing::open(shared, session, region, token, &owner)?;
-                    outgoing.reply(id, &Reply::Leased(leased));
-                }
-                OpenMode::Read => {
-                    // Before the pin, so that no epoch comes unnoticed between the two.
-                    region.watch(Arc::downgrade(session) as Weak<dyn Watch>);
-                    let pin = match resume {
-                        Some((_, epoch)) => region.pin_epoch(epoch)?,
-                        None => region.pin()?,
-                    };
-                    let (info, epoch) = (shared.to_wire(&pin.info(), access), pin.epoch());
-                    let handle = session.open(pin, None)?;
-                    outgoing.reply(id, &Reply::Opened { handle, info });
-                    // One that came before the handle was there was told to nobody.
-                    if region.newest() > epoch {
-                        session.epoch(region, region.newest());
-                    }
-                }
-            }
+            open(shared, session, outgoing, id, (&name, mode, resume))?;
         }
         Request::Refresh { handle } => {
             let old = session.pin(handle)?;
@@ -117,10 +90,58 @@ pub(super) fn answer_request(
             }
             session.streams().begin(id, handle, pin, &ranges, credit)?;
         }
+        Request::Migrate(request) => moving::step(session, outgoing, id, request)?,
+        Request::Migration { name, action } => {
+            moving::look_after(shared, session, outgoing, id, (&name, action))?;
+        }
         Request::Hello(_) => return Err(Error::new(ErrorKind::Protocol, "a second HELLO")),
         Request::Unknown(kind) => {
             let text = format!("{kind:?} is not supported");
             return Err(Error::new(ErrorKind::Unsupported, text));
+        }
+    }
+    Ok(())
+}
+
+/// Opens a region, and tells the client.
+fn open(
+    shared: &Arc<Shared>,
+    session: &Arc<Session>,
+    outgoing: &Arc<Outgoing>,
+    id: u64,
+    (name, mode, resume): (&str, OpenMode, Option<([u8; 16], u64)>),
+) -> Result<()> {
+    if let OpenMode::Move { id: migration, owner } = mode {
+        let (handle, info) = moving::open(shared, session, name, (migration, &owner), resume)?;
+        outgoing.reply(id, &Reply::Opened { handle, info });
+        return Ok(());
+    }
+    let (region, access) = find(shared, session, name)?;
+    let info = region.refresh()?;
+    check_identity(region, &info, resume)?;
+    match mode {
+        OpenMode::Write { .. } if access < Access::Write => {
+            let text = format!("'{name}' may be read, but not written to, by {}", who(session));
+            return Err(Error::new(ErrorKind::Denied, text));
+        }
+        OpenMode::Write { token, owner } => {
+            let leased = writing::open(shared, session, region, token, &owner)?;
+            outgoing.reply(id, &Reply::Leased(leased));
+        }
+        OpenMode::Read | OpenMode::Move { .. } => {
+            // Before the pin, so that no epoch comes unnoticed between the two.
+            region.watch(Arc::downgrade(session) as Weak<dyn Watch>);
+            let pin = match resume {
+                Some((_, epoch)) => region.pin_epoch(epoch)?,
+                None => region.pin()?,
+            };
+            let (info, epoch) = (shared.to_wire(&pin.info(), access), pin.epoch());
+            let handle = session.open(pin, None)?;
+            outgoing.reply(id, &Reply::Opened { handle, info });
+            // One that came before the handle was there was told to nobody.
+            if region.newest() > epoch {
+                session.epoch(region, region.newest());
+            }
         }
     }
     Ok(())
@@ -165,7 +186,7 @@ fn list(shared: &Shared, session: &Session, after: &str) -> ListReply {
 }
 
 /// Whether a session that goes on after a lost connection finds the region that it had.
-fn check_identity(region: &Region, info: &Info, resume: Option<([u8; 16], u64)>) -> Result<()> {
+pub(super) fn check_identity(region: &Region, info: &Info, resume: Option<([u8; 16], u64)>) -> Result<()> {
     match resume {
         Some((id, _)) if id != *info.id.as_bytes() => {
             let text = format!("'{}' is another region now: its identity has changed", region.name());
@@ -201,7 +222,7 @@ fn check_ranges(info: &Info, ranges: &[ByteRange]) -> Result<()> {
 
 impl Shared {
     /// What a client may do with the region of that name.
-    fn access(&self, session: &Session, region: &str) -> Access {
+    pub(super) fn access(&self, session: &Session, region: &str) -> Access {
         let permissions = self.options.permissions.as_ref();
         permissions.map_or(Access::Write, |permissions| permissions.of(region, session.names()))
     }

@@ -14,6 +14,7 @@ use super::outgoing::Outgoing;
 use super::stream::Streams;
 use super::tree::TREES;
 use crate::engine::hash::Hashes;
+use crate::engine::migration::Place;
 use crate::engine::{Pin, Region, Watch, Writer};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -59,6 +60,8 @@ pub(super) struct Open {
     holes: Arc<Holes>,
     /// Where it is open for writing.
     pub(super) writer: Option<Arc<Writing>>,
+    /// Where it is open to be moved.
+    place: Option<Arc<Place>>,
 }
 
 /// A region that is open for writing.
@@ -161,6 +164,15 @@ impl Session {
 
     /// Gives an open region a handle.
     pub(super) fn open(&self, pin: Pin, writer: Option<Writing>) -> Result<u32> {
+        self.open_as(pin, writer.map(Arc::new), None)
+    }
+
+    /// The same for a region that is open to be moved.
+    pub(super) fn open_to_move(&self, pin: Pin, place: Place) -> Result<u32> {
+        self.open_as(pin, None, Some(Arc::new(place)))
+    }
+
+    fn open_as(&self, pin: Pin, writer: Option<Arc<Writing>>, place: Option<Arc<Place>>) -> Result<u32> {
         let mut state = self.lock();
         if state.open.len() >= MAX_OPEN || state.closed {
             return Err(Error::new(ErrorKind::Busy, "too many open regions"));
@@ -168,7 +180,7 @@ impl Session {
         state.next_handle = state.next_handle.wrapping_add(1);
         let handle = state.next_handle;
         let (pin, holes) = (Arc::new(pin), Arc::default());
-        state.open.insert(handle, Open { pin, holes, writer: writer.map(Arc::new) });
+        state.open.insert(handle, Open { pin, holes, writer, place });
         Ok(handle)
     }
 
@@ -196,6 +208,13 @@ impl Session {
         }
         state.hashes.push_back((compared, found.clone()));
         found
+    }
+
+    /// The place in a migration of a region that is open to be moved.
+    pub(super) fn place(&self, handle: u32) -> Result<Arc<Place>> {
+        let open = self.lock().open.get(&handle).cloned().ok_or_else(|| no_handle(handle))?;
+        let text = || format!("handle {handle} is not open to be moved");
+        open.place.ok_or_else(|| Error::new(ErrorKind::Unsupported, text()))
     }
 
     /// The writer of a region that is open for writing.

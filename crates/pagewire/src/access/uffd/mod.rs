@@ -11,6 +11,7 @@
 mod guest;
 mod handler;
 mod handshake;
+mod live;
 mod mapping;
 mod own;
 mod resolver;

@@ -28,7 +28,7 @@ pub enum When {
 #[derive(Debug, Clone)]
 pub struct DestinationOptions {
     /// What matters.
-    pub goals: pagewire_core::migrate::control::Goals,
+    // pub goals: pagewire_core::migrate::control::Goals,
     /// When it begins.
     pub when: When,
     /// How the origin is talked to.
@@ -45,7 +45,7 @@ pub struct DestinationOptions {
 impl Default for DestinationOptions {
     fn default() -> Self {
         Self {
-            goals: Default::default(),
+            // goals: Default::default(),
             when: When::Now,
             remote: RemoteOptions::default(),
             record: None,

@@ -14,3 +14,4 @@ mod origin;
 pub use destination::{Arrived, Destination, DestinationOptions, Report, When};
 pub use live::Live;
 pub use origin::{Application, Origin, OriginOptions, OriginStatus, Outcome};
+pub(crate) use origin::Place;

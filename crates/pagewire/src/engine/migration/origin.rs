@@ -71,7 +71,15 @@ pub enum Outcome {
 /// An application's regions, offered to whoever takes them over.
 pub struct Origin {}
 
+pub(crate) struct Place {}
+impl Place {
+    pub(crate) fn region(&self) -> &Arc<crate::engine::Region> { todo!() }
+    pub(crate) fn step(&self, step: pagewire_core::wire::MigrateStep) -> Result<pagewire_core::wire::Migrated> { let _ = step; todo!() }
+}
 impl Origin {
+    pub fn names(&self) -> impl Iterator<Item = &str> { [].into_iter() }
+    pub fn join(self: &Arc<Self>, name: &str, id: [u8; 16], owner: &str) -> Result<Place> { let _ = (name, id, owner); todo!() }
+    pub fn state(&self) -> pagewire_core::wire::MigrationState { todo!() }
     /// Offers `regions`, each under its name, together: they are moved at once or not at all.
     ///
     /// Where the record says that a migration was in doubt when the process before this one ended, the regions are

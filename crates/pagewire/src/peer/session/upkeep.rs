@@ -24,11 +24,14 @@ impl Shared {
         let RegionAddress { peer, name } = &self.region;
         let (was, mode, moves_on) = {
             let state = self.lock();
-            let mode = state.lease.as_ref().map_or(OpenMode::Read, Lease::mode);
+            let mode = match &state.moving {
+                Some((id, owner)) => OpenMode::Move { id: *id, owner: owner.clone() },
+                None => state.lease.as_ref().map_or(OpenMode::Read, Lease::mode),
+            };
             ((state.info.id != [0; 16]).then_some(state.info), mode, state.moves_on)
         };
         let resume = was.filter(|_| !moves_on).map(|was| (was.id, was.epoch));
-        let writes = mode != OpenMode::Read;
+        let writes = matches!(mode, OpenMode::Write { .. });
         let open = Request::Open { name: name.clone(), mode, resume };
         let (greeting, opened) =
             greet(peer, Role::Primary, token, generation, Some(&open), &self.options, &self.meter)

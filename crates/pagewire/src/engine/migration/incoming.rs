@@ -1,0 +1,223 @@
+//! One region of a migration, at its destination: what carries its bytes here.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use pagewire_core::chunk::ByteRange;
+use pagewire_core::wire::{MAX_RANGES, MigrateStep, Migrated};
+
+use crate::engine::Region;
+use crate::error::{Error, ErrorKind, Result};
+use crate::store::arriving::{Arriving, Filling};
+use crate::store::{Read, RemoteStore, Store, StreamRequest, Urgency};
+
+/// The pause before something that has failed is tried again.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Up to so many bytes, pages are asked for by a read: it has no flow to be set up.
+const SHORT: u64 = 4 << 20;
+
+/// A region on its way here.
+pub(super) struct Incoming {
+    pub(super) name: String,
+    pub(super) origin: Arc<RemoteStore>,
+    pub(super) arriving: Arc<Arriving>,
+    pub(super) region: Arc<Region>,
+    /// How many bytes have come.
+    pub(super) moved: Arc<AtomicU64>,
+    pub(super) patience: Duration,
+}
+
+/// How a transfer has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Carried {
+    /// All of it is here.
+    All,
+    /// The time was over.
+    InPart,
+}
+
+impl Incoming {
+    /// Asks for a step of the migration, again and again until it is answered or the patience is over.
+    pub(super) fn step(&self, step: MigrateStep) -> Result<Migrated> {
+        let deadline = Instant::now() + self.patience;
+        loop {
+            match self.origin.migrate(step) {
+                Err(error) if is_passing(&error) && Instant::now() + PAUSE < deadline => {
+                    std::thread::sleep(PAUSE);
+                }
+                result => return result.map_err(|error| error.context(format!("'{}'", self.name))),
+            }
+        }
+    }
+
+    pub(super) fn moved(&self) -> u64 {
+        self.moved.load(Ordering::Relaxed)
+    }
+
+    /// Brings what has not arrived, in the order of `first` and then of the region, until `deadline`. Lost connections
+    /// are waited for as long as the patience lasts without anything coming.
+    pub(super) fn carry(
+        &self,
+        first: &[ByteRange],
+        deadline: Option<Instant>,
+        is_over: &dyn Fn() -> bool,
+    ) -> Result<Carried> {
+        let (mut progress, mut since) = (self.moved(), Instant::now());
+        loop {
+            let ranges = ordered(first, self.arriving.absent());
+            if ranges.is_empty() {
+                return Ok(Carried::All);
+            }
+            match self.carry_once(ranges, deadline, is_over) {
+                Ok(Carried::All) => {}
+                Ok(Carried::InPart) => return Ok(Carried::InPart),
+                Err(error) if !is_passing(&error) => return Err(error.context(format!("'{}'", self.name))),
+                Err(error) => {
+                    if self.moved() != progress {
+                        (progress, since) = (self.moved(), Instant::now());
+                    }
+                    if since.elapsed() > self.patience {
+                        return Err(error.context(format!("'{}'", self.name)));
+                    }
+                    std::thread::sleep(PAUSE);
+                }
+            }
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) || is_over() {
+                return Ok(Carried::InPart);
+            }
+        }
+    }
+
+    fn carry_once(
+        &self,
+        ranges: Vec<ByteRange>,
+        deadline: Option<Instant>,
+        is_over: &dyn Fn() -> bool,
+    ) -> Result<Carried> {
+        for ranges in ranges.chunks(MAX_RANGES) {
+            let (sender, ended) = mpsc::sync_channel(1);
+            let sink = Arc::new(Filling::new(self.arriving.clone(), self.moved.clone(), move |result| {
+                // Who waited may have gone.
+                let _ = sender.try_send(result);
+            }));
+            let epoch = self.origin.info().epoch;
+            let stream = if ByteRange::total(ranges) <= SHORT {
+                let urgency = Urgency::Background;
+                self.origin.read(Read { ranges: ranges.to_vec(), epoch, urgency, sink });
+                None
+            } else {
+                Some(self.origin.stream(StreamRequest { ranges: ranges.to_vec(), epoch, sink })?)
+            };
+            loop {
+                match ended.recv_timeout(Duration::from_millis(20)) {
+                    Ok(result) => break result?,
+                    Err(mpsc::RecvTimeoutError::Timeout) => {
+                        if deadline.is_some_and(|deadline| Instant::now() >= deadline) || is_over() {
+                            if let Some(stream) = &stream {
+                                stream.cancel();
+                            }
+                            // Nothing of it is placed after this.
+                            let _ended = ended.recv();
+                            return Ok(Carried::InPart);
+                        }
+                    }
+                    Err(mpsc::RecvTimeoutError::Disconnected) => {
+                        return Err(Error::new(ErrorKind::Cancelled, "the store dropped a read"));
+                    }
+                }
+            }
+        }
+        Ok(Carried::All)
+    }
+}
+
+/// Whether it may help to try again.
+pub(super) fn is_passing(error: &Error) -> bool {
+    error.can_retry() || error.kind() == ErrorKind::Unavailable
+}
+
+/// What is `absent`: first what of it lies in `first`, in that order, then the rest.
+fn ordered(first: &[ByteRange], absent: Vec<ByteRange>) -> Vec<ByteRange> {
+    if first.is_empty() {
+        return absent;
+    }
+    let mut rest = absent;
+    let mut ordered = Vec::new();
+    let sorted = ByteRange::union(first.to_vec());
+    if first.windows(2).all(|pair| pair[0].start < pair[1].start) {
+        // In order already: what is absent is, too.
+        let covered = intersection(&rest, &sorted);
+        let behind = difference(&rest, &sorted);
+        return covered.into_iter().chain(behind).collect();
+    }
+    for range in first {
+        let start = rest.partition_point(|absent| absent.end <= range.start);
+        ordered.extend(
+            rest[start..]
+                .iter()
+                .take_while(|absent| absent.start < range.end)
+                .map(|absent| absent.intersect(*range))
+                .filter(|range| !range.is_empty()),
+        );
+    }
+    rest = difference(&rest, &sorted);
+    ordered.extend(rest);
+    ordered
+}
+
+/// What both have; both are in order, and apart.
+fn intersection(one: &[ByteRange], two: &[ByteRange]) -> Vec<ByteRange> {
+    let mut both = Vec::new();
+    let mut from = 0;
+    for range in one {
+        from += two[from..].partition_point(|other| other.end <= range.start);
+        let overlapping = two[from..].iter().take_while(|other| other.start < range.end);
+        both.extend(overlapping.map(|other| other.intersect(*range)));
+    }
+    both
+}
+
+/// What `one` has and `two` has not; both are in order, and apart.
+fn difference(one: &[ByteRange], two: &[ByteRange]) -> Vec<ByteRange> {
+    let mut left = Vec::new();
+    let mut from = 0;
+    for range in one {
+        from += two[from..].partition_point(|other| other.end <= range.start);
+        let mut rest = *range;
+        for other in two[from..].iter().take_while(|other| other.start < range.end) {
+            let [before, after] = rest.without(*other);
+            if !before.is_empty() {
+                left.push(before);
+            }
+            rest = after;
+        }
+        if !rest.is_empty() {
+            left.push(rest);
+        }
+    }
+    left
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ranges(pages: &[(u64, u64)]) -> Vec<ByteRange> {
+        pages.iter().map(|&(from, to)| ByteRange::of_pages(from..to)).collect()
+    }
+
+    #[test]
+    fn what_is_first_comes_first_and_nothing_is_left_out() {
+        let absent = ranges(&[(0, 4), (6, 9), (20, 30)]);
+        assert_eq!(ordered(&[], absent.clone()), absent);
+        let first = ranges(&[(2, 7), (25, 26)]);
+        let expected = ranges(&[(2, 4), (6, 7), (25, 26), (0, 2), (7, 9), (20, 25), (26, 30)]);
+        assert_eq!(ordered(&first, absent.clone()), expected);
+        let first = ranges(&[(25, 26), (2, 7)]);
+        let expected = ranges(&[(25, 26), (2, 4), (6, 7), (0, 2), (7, 9), (20, 25), (26, 30)]);
+        assert_eq!(ordered(&first, absent), expected);
+        assert_eq!(ordered(&ranges(&[(0, 9)]), Vec::new()), []);
+    }
+}
