@@ -124,7 +124,7 @@ impl Region {
     /// known.
     pub fn changes(&self, since: u64) -> Option<Vec<ByteRange>> {
         match &self.history {
-            Some(_) => (since == self.info().epoch).then(Vec::new),
+            Some(history) => history.changes(since),
             None => self.store.changes(since),
         }
     }

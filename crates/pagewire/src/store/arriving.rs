@@ -120,6 +120,14 @@ impl Arriving {
         Ok(())
     }
 
+    /// Has the keeper take note of what is durable at home now.
+    pub(crate) fn note(&self) -> Result<()> {
+        let _one = self.flushing.lock().expect("no holder panics");
+        let Some(keeper) = &self.keeper else { return Ok(()) };
+        let durable = self.pages.durable(self.home.stage());
+        keeper.flushing(self.home.info().epoch, &durable, &durable)
+    }
+
     /// Makes what has arrived durable at home, besides the flushes of who writes.
     pub(crate) fn settle(&self) -> Result<Info> {
         let stage = self.home.stage().number;

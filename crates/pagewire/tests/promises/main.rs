@@ -27,6 +27,7 @@ mod identities;
 mod killed_writers;
 mod local_copies;
 mod mappings;
+mod migrations;
 mod mirrors;
 mod model;
 #[cfg(feature = "nbd")]

@@ -21,13 +21,16 @@ pub struct MigrateRequest {
 pub enum MigrateStep {
     /// How much is written.
     Look,
-    /// What was written since the round before.
+    /// What was written since the set before.
     Round {
-        /// Which round, from 1 on; the number of the last round answers it again.
+        /// The number of the set, from 1 on: that of the last one answers it again.
         number: u64,
     },
-    /// Suspends the application, and answers what was written since the last round.
-    Switch,
+    /// Suspends the application, and answers what was written since the set before.
+    Switch {
+        /// The number of the set, as in a round.
+        number: u64,
+    },
     /// The destination owns the regions.
     Accept {
         /// The token that the switch has answered.
@@ -36,7 +39,10 @@ pub enum MigrateStep {
     /// The destination gives up.
     Abort,
     /// The destination has everything.
-    Complete,
+    Complete {
+        /// The token that the switch has answered.
+        token: u64,
+    },
 }
 
 /// Where the origin of a migration is.
@@ -102,10 +108,10 @@ impl MigrateRequest {
         let (step, argument) = match self.step {
             MigrateStep::Look => (0, 0),
             MigrateStep::Round { number } => (1, number),
-            MigrateStep::Switch => (2, 0),
+            MigrateStep::Switch { number } => (2, number),
             MigrateStep::Accept { token } => (3, token),
             MigrateStep::Abort => (4, 0),
-            MigrateStep::Complete => (5, 0),
+            MigrateStep::Complete { token } => (5, token),
         };
         out.extend_from_slice(&self.handle.to_le_bytes());
         out.push(step);
@@ -117,10 +123,10 @@ impl MigrateRequest {
         let step = match (step, argument) {
             (0, 0) => MigrateStep::Look,
             (1, number) if number > 0 => MigrateStep::Round { number },
-            (2, 0) => MigrateStep::Switch,
+            (2, number) if number > 0 => MigrateStep::Switch { number },
             (3, token) if token > 0 => MigrateStep::Accept { token },
             (4, 0) => MigrateStep::Abort,
-            (5, 0) => MigrateStep::Complete,
+            (5, token) if token > 0 => MigrateStep::Complete { token },
             (step, argument) => return Err(fields.bad(format!("step {step} with {argument} is none"))),
         };
         Ok(Self { handle, step })

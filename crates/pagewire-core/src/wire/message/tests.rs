@@ -76,10 +76,10 @@ fn step() -> impl Strategy<Value = MigrateStep> {
     prop_oneof![
         Just(MigrateStep::Look),
         (1..=u64::MAX).prop_map(|number| MigrateStep::Round { number }),
-        Just(MigrateStep::Switch),
+        (1..=u64::MAX).prop_map(|number| MigrateStep::Switch { number }),
         (1..=u64::MAX).prop_map(|token| MigrateStep::Accept { token }),
         Just(MigrateStep::Abort),
-        Just(MigrateStep::Complete),
+        (1..=u64::MAX).prop_map(|token| MigrateStep::Complete { token }),
     ]
 }
 
@@ -119,7 +119,7 @@ fn migration() -> impl Strategy<Value = Reply> {
 fn steps_actions_and_modes_that_there_are_not_are_refused() {
     let mut bytes = Vec::new();
     Request::Migrate(MigrateRequest { handle: 1, step: MigrateStep::Look }).encode(1, &mut bytes);
-    for (step, argument) in [(6, 0), (0, 1), (1, 0), (2, 1), (3, 0), (5, 9), (255, 0)] {
+    for (step, argument) in [(6, 0), (0, 1), (1, 0), (2, 0), (3, 0), (4, 9), (5, 0), (255, 0)] {
         let mut bad = bytes.clone();
         (bad[HEADER_LEN + 4], bad[HEADER_LEN + 5]) = (step, argument);
         let (header, body) = split(&bad);

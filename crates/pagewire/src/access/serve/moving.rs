@@ -44,11 +44,9 @@ pub(super) fn open(
     (id, owner): ([u8; 16], &str),
     resume: Option<([u8; 16], u64)>,
 ) -> Result<(u32, RegionInfo)> {
-    let place = shared.origin(session, name)?.join(name, id, owner)?;
-    let pin = match resume {
-        Some((_, epoch)) => place.region().pin_epoch(epoch)?,
-        None => place.region().pin()?,
-    };
+    let tracking = resume.map(|(_, epoch)| epoch);
+    let place = shared.origin(session, name)?.join(name, id, owner, tracking)?;
+    let pin = place.region().pin()?;
     let info = shared.to_wire(&pin.info(), Access::Read);
     super::request::check_identity(place.region(), &pin.info(), resume)?;
     Ok((session.open_to_move(pin, place)?, info))

@@ -17,7 +17,7 @@ const PIECE: u64 = 256 << 10;
 /// The one who suspends the program sees to it that nothing writes to the memory while it is frozen: nothing else can.
 impl Live for WritableMapping {
     fn info(&self) -> Info {
-        Info { length: self.len(), ..self.region.info() }
+        Info { length: self.len(), ..self.region().info() }
     }
 
     fn read(&self, read: Read) {

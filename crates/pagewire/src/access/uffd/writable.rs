@@ -74,10 +74,10 @@ pub struct WriteOptions {
 pub struct WritableMapping {
     // Dropped in this order: what reads the memory, the thread that submits, what places; and the memory
     // when the last thread that is placing has let go of it.
-    pusher: Pusher,
+    pub(super) pusher: Pusher,
     _resolver: Option<Resolver>,
-    puller: Arc<Puller>,
-    memory: Arc<TrackedMemory>,
+    pub(super) puller: Arc<Puller>,
+    pub(super) memory: Arc<TrackedMemory>,
     region: Arc<Region>,
     /// The length of a chunk, in bytes.
     chunk: u64,

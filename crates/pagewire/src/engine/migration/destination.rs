@@ -1,15 +1,29 @@
 //! The side that an application comes to.
+//!
+//! What may be done when is the [machine's](machine::Destination) to say, and when to switch the
+//! [controller's](machine::Controller). Two threads carry out what the machine wants: one what it wants done, and one what it
+//! wants to ask of the origin, which may take long. The thread that calls [`Destination::run`] copies, and resumes the
+//! application.
+
+mod copying;
+mod driving;
+mod report;
 
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use pagewire_core::migrate::{Goals, Phase};
 
-use crate::address::{RegionAddress, StoreAddress};
+use super::Application;
+use super::incoming::Carried;
+use crate::address::RegionAddress;
 use crate::engine::Region;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::store::{RemoteOptions, Store};
+use driving::Inner;
+pub use report::Report;
 
 /// When a migration begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -25,62 +39,21 @@ pub enum When {
 }
 
 /// How a region is taken over.
-#[derive(Debug, Clone)]
+#[derive(Clone, Default)]
 pub struct DestinationOptions {
     /// What matters.
-    // pub goals: pagewire_core::migrate::control::Goals,
+    pub goals: Goals,
     /// When it begins.
     pub when: When,
     /// How the origin is talked to.
     pub remote: RemoteOptions,
-    /// The file that says who owns the regions, and outlives this process.
+    /// The file that says who owns the regions, and outlives this process. Without one, a crash of this process before
+    /// everything is here loses what was written here.
     pub record: Option<PathBuf>,
-    /// A store that everything is brought to before the application runs here with part of its memory still at the
-    /// origin: so that the loss of the origin does not matter.
-    pub witness: Option<StoreAddress>,
     /// Who takes over, for people at the origin; this process, where none is named.
     pub owner: Option<String>,
-}
-
-impl Default for DestinationOptions {
-    fn default() -> Self {
-        Self {
-            // goals: Default::default(),
-            when: When::Now,
-            remote: RemoteOptions::default(),
-            record: None,
-            witness: None,
-            owner: None,
-        }
-    }
-}
-
-/// What a migration has come to.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct Report {
-    /// The migration, in hexadecimal digits.
-    pub migration: String,
-    /// How it was done: `pre-copy`, `post-copy` or `hybrid`.
-    pub mode: String,
-    /// How long the application was suspended, in seconds, as far as this side knows: from the moment that the origin
-    /// was asked to suspend it until it may run here; the way of that question is part of it.
-    pub downtime: f64,
-    /// From the beginning until the application may run here, in seconds, without the wait for a good moment.
-    pub switch_after: f64,
-    /// From the beginning until everything is here, in seconds. 0 until then.
-    pub seconds: f64,
-    /// How long a good moment was waited for, in seconds.
-    pub waited: f64,
-    /// How many rounds there were before the switch.
-    pub rounds: u32,
-    /// How many bytes the regions have.
-    pub region_bytes: u64,
-    /// How many bytes came from the origin, those that came more than once counted as often.
-    pub moved_bytes: u64,
-    /// Of these, how many after the switch.
-    pub moved_after: u64,
-    /// What was decided and why, in order.
-    pub decisions: Vec<String>,
+    /// The application here, to be suspended where somebody at the origin takes it back by force.
+    pub application: Option<Arc<dyn Application>>,
 }
 
 /// The regions, at the moment at which the application may run here.
@@ -90,7 +63,10 @@ pub struct Arrived {
 }
 
 /// A migration, seen from where it goes.
-pub struct Destination {}
+pub struct Destination {
+    inner: Arc<Inner>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
 
 impl Destination {
     /// Begins to take over `regions`, each to a store of its own that has room for it, which is overwritten.
@@ -100,13 +76,20 @@ impl Destination {
     ///
     /// # Errors
     ///
-    /// Whatever keeps the origin from being reached, or the stores from being written to.
+    /// [`ErrorKind::Usage`] without a region; [`ErrorKind::NoSpace`] where a store has too little room; whatever keeps the origin from
+    /// being reached, or the stores from being written to.
     pub fn start(
         regions: &[(RegionAddress, Arc<dyn Store>)],
         options: DestinationOptions,
     ) -> Result<Arc<Self>> {
-        let _ = (regions, options);
-        todo!()
+        if regions.is_empty() {
+            return Err(Error::new(ErrorKind::Usage, "there is no region to be moved"));
+        }
+        let inner = Arc::new(Inner::new(regions, options)?);
+        let threads = Mutex::new(Inner::start(&inner)?);
+        let destination = Arc::new(Self { inner, threads });
+        destination.inner.wait_to_begin()?;
+        Ok(destination)
     }
 
     /// Brings the application here: returns when `resume` has, which is called when the application may run. Its
@@ -115,11 +98,21 @@ impl Destination {
     ///
     /// # Errors
     ///
-    /// Whatever ends the migration before the switch; the application then goes on at the origin, but for
-    /// [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable) where the origin could not be told: then it is resumed as soon as it is.
+    /// Whatever ends the migration before the switch; the application then goes on at the origin, or as soon as the origin
+    /// can be told.
     pub fn run(&self, resume: impl FnOnce(&Arrived) -> Result<()>) -> Result<Report> {
-        let _ = resume;
-        todo!()
+        let inner = &self.inner;
+        if !inner.may_run() {
+            inner.wait_for_moment()?;
+            if let Err(error) = inner.copy() {
+                inner.give_up(&error);
+                return Err(inner.failure().unwrap_or(error));
+            }
+        }
+        inner.wait_to_resume()?;
+        let resumed = resume(&Arrived { regions: inner.regions() });
+        inner.resumed(&resumed);
+        resumed.map(|()| inner.report())
     }
 
     /// Waits until everything is here and durable, and the origin is released.
@@ -127,21 +120,54 @@ impl Destination {
     /// # Errors
     ///
     /// Whatever keeps the rest from coming within the patience, again and again: it may be called again.
+    /// [`ErrorKind::Fenced`] where somebody at the origin has taken the application back by force.
     pub fn finish(&self) -> Result<Report> {
-        todo!()
+        let inner = &self.inner;
+        for region in inner.incoming() {
+            match region.carry(&[], &|| inner.is_over())? {
+                Carried::All => region.arriving.settle().map(drop)?,
+                Carried::InPart => return Err(inner.failure().unwrap_or_else(not_now)),
+            };
+        }
+        inner.everything_is_home()?;
+        Ok(inner.report())
     }
 
-    /// Gives it up, unless it has been accepted.
+    /// Gives it up, unless it has been accepted, and waits until that is durable.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Fenced`](crate::ErrorKind::Fenced) where the regions are here already.
+    /// [`ErrorKind::Fenced`] where the regions are here already.
     pub fn abort(&self) -> Result<()> {
-        todo!()
+        self.inner.abort()
     }
 
     /// How far it is.
     pub fn report(&self) -> Report {
-        todo!()
+        self.inner.report()
     }
+
+    /// Where it stands.
+    pub fn phase(&self) -> Phase {
+        self.inner.phase()
+    }
+}
+
+impl Drop for Destination {
+    fn drop(&mut self) {
+        self.inner.close();
+        for thread in self.threads.lock().expect("no holder panics").drain(..) {
+            // One that has panicked has stopped, too.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn not_now() -> Error {
+    Error::new(ErrorKind::Cancelled, "the migration was closed")
+}
+
+/// Since when something lasts, in seconds.
+fn seconds(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64()
 }

@@ -56,21 +56,16 @@ impl Incoming {
         self.moved.load(Ordering::Relaxed)
     }
 
-    /// Brings what has not arrived, in the order of `first` and then of the region, until `deadline`. Lost connections
+    /// Brings what has not arrived, in the order of `first` and then of the region, until `is_over`. Lost connections
     /// are waited for as long as the patience lasts without anything coming.
-    pub(super) fn carry(
-        &self,
-        first: &[ByteRange],
-        deadline: Option<Instant>,
-        is_over: &dyn Fn() -> bool,
-    ) -> Result<Carried> {
+    pub(super) fn carry(&self, first: &[ByteRange], is_over: &dyn Fn() -> bool) -> Result<Carried> {
         let (mut progress, mut since) = (self.moved(), Instant::now());
         loop {
             let ranges = ordered(first, self.arriving.absent());
             if ranges.is_empty() {
                 return Ok(Carried::All);
             }
-            match self.carry_once(ranges, deadline, is_over) {
+            match self.carry_once(ranges, is_over) {
                 Ok(Carried::All) => {}
                 Ok(Carried::InPart) => return Ok(Carried::InPart),
                 Err(error) if !is_passing(&error) => return Err(error.context(format!("'{}'", self.name))),
@@ -84,18 +79,13 @@ impl Incoming {
                     std::thread::sleep(PAUSE);
                 }
             }
-            if deadline.is_some_and(|deadline| Instant::now() >= deadline) || is_over() {
+            if is_over() {
                 return Ok(Carried::InPart);
             }
         }
     }
 
-    fn carry_once(
-        &self,
-        ranges: Vec<ByteRange>,
-        deadline: Option<Instant>,
-        is_over: &dyn Fn() -> bool,
-    ) -> Result<Carried> {
+    fn carry_once(&self, ranges: Vec<ByteRange>, is_over: &dyn Fn() -> bool) -> Result<Carried> {
         for ranges in ranges.chunks(MAX_RANGES) {
             let (sender, ended) = mpsc::sync_channel(1);
             let sink = Arc::new(Filling::new(self.arriving.clone(), self.moved.clone(), move |result| {
@@ -114,7 +104,7 @@ impl Incoming {
                 match ended.recv_timeout(Duration::from_millis(20)) {
                     Ok(result) => break result?,
                     Err(mpsc::RecvTimeoutError::Timeout) => {
-                        if deadline.is_some_and(|deadline| Instant::now() >= deadline) || is_over() {
+                        if is_over() {
                             if let Some(stream) = &stream {
                                 stream.cancel();
                             }

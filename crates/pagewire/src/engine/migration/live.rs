@@ -60,16 +60,16 @@ pub trait Live: Send + Sync {
 
 /// A live region in the words of a store, for those who take it over: of one epoch, whose bytes are those of the
 /// moment at which they are read, and as long as it can become.
-pub(super) struct LiveStore(pub(super) Arc<dyn Live>);
-
-/// The one epoch of a live region.
-const EPOCH: u64 = 1;
+pub(super) struct LiveStore {
+    pub(super) live: Arc<dyn Live>,
+    pub(super) epoch: u64,
+}
 
 impl Store for LiveStore {
     fn info(&self) -> Info {
-        let info = self.0.info();
+        let info = self.live.info();
         Info {
-            epoch: EPOCH,
+            epoch: self.epoch,
             length: info.capacity,
             writable: false,
             capabilities: Capabilities { history: true, ..Capabilities::default() },
@@ -81,7 +81,7 @@ impl Store for LiveStore {
         let info = self.info();
         match read.ranges.iter().find_map(|&range: &ByteRange| info.check(range).err()) {
             Some(error) => read.sink.done(Err(error)),
-            None => self.0.read(read),
+            None => self.live.read(read),
         }
     }
 

@@ -3,13 +3,17 @@
 //! What happens when is decided in [`pagewire_core::migrate`]; here it is carried out.
 //!
 //! - [`live`]: what is moved: what an application has mapped or mounted.
-//! - [`origin`]: the side that the application leaves.
-//! - [`destination`]: the side that it comes to.
+//! - [`origin`]: the side that the application leaves, and [`outgoing`], each of its regions.
+//! - [`destination`]: the side that it comes to, and [`incoming`], each region there.
+//! - [`record`]: what either side keeps durably.
 //! - [`arriving`](crate::store::arriving): the region at the destination, while part of it is still at the origin.
 
 mod destination;
+mod incoming;
 mod live;
 mod origin;
+mod outgoing;
+mod record;
 
 pub use destination::{Arrived, Destination, DestinationOptions, Report, When};
 pub use live::Live;

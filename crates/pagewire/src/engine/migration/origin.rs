@@ -1,13 +1,27 @@
 //! The side that an application leaves.
+//!
+//! What may be done when is the [machine's](machine::Origin) to say. One thread carries out what it wants done, in its
+//! order; those who ask for something wait until the machine has an answer.
 
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
+use pagewire_core::migrate::{
+    self as machine, Answer, MigrationId, OriginEffect, Phase, Refusal, RefusalKind, Reply, Request, Token,
+};
+use pagewire_core::wire::{MigrateStep, Migrated, MigrationState, OriginState};
 use serde::{Deserialize, Serialize};
 
 use super::live::Live;
-use crate::error::Result;
+use super::outgoing::{Outgoing, Written};
+use super::record::OriginFile;
+use crate::engine::Region;
+use crate::error::{Error, ErrorKind, Result};
+
+/// How long to wait before what has failed is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// The application that uses the regions of a migration, on either side.
 ///
@@ -49,7 +63,7 @@ impl Default for OriginOptions {
 /// How a migration is doing, seen from its origin.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OriginStatus {
-    /// The phase: `running`, `tracking`, `offered`, `moved` or `released`.
+    /// The phase: `idle`, `tracking`, `offering`, `in-doubt`, `withdrawing`, `not-resumed`, `moved` or `released`.
     pub phase: String,
     /// The migration, in hexadecimal digits, where one is under way.
     pub migration: Option<String>,
@@ -69,17 +83,54 @@ pub enum Outcome {
 }
 
 /// An application's regions, offered to whoever takes them over.
-pub struct Origin {}
-
-pub(crate) struct Place {}
-impl Place {
-    pub(crate) fn region(&self) -> &Arc<crate::engine::Region> { todo!() }
-    pub(crate) fn step(&self, step: pagewire_core::wire::MigrateStep) -> Result<pagewire_core::wire::Migrated> { let _ = step; todo!() }
+pub struct Origin {
+    inner: Arc<Inner>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
+
+struct Inner {
+    regions: Vec<Outgoing>,
+    application: Arc<dyn Application>,
+    options: OriginOptions,
+    record: Option<OriginFile>,
+    state: Mutex<State>,
+    /// The machine is somewhere else, or there is something to do.
+    changed: Condvar,
+}
+
+struct State {
+    machine: machine::Origin,
+    /// Who has joined the migration that was begun last.
+    joined: Joined,
+    /// When the application was suspended last.
+    suspended: Option<Instant>,
+    /// When what has failed is to be tried again.
+    again: Option<Instant>,
+    /// Whether [`Origin::stop`] was called.
+    stopped: bool,
+    /// Whether the thread is to end.
+    closed: bool,
+}
+
+struct Joined {
+    id: MigrationId,
+    owner: String,
+    /// How many sessions have each region open.
+    places: Vec<usize>,
+    /// When a destination without any is taken to be gone.
+    lapses: Option<Instant>,
+}
+
+/// A region that a session of the destination has open.
+pub struct Place {
+    inner: Arc<Inner>,
+    index: usize,
+    id: MigrationId,
+    generation: u64,
+    region: Arc<Region>,
+}
+
 impl Origin {
-    pub fn names(&self) -> impl Iterator<Item = &str> { [].into_iter() }
-    pub fn join(self: &Arc<Self>, name: &str, id: [u8; 16], owner: &str) -> Result<Place> { let _ = (name, id, owner); todo!() }
-    pub fn state(&self) -> pagewire_core::wire::MigrationState { todo!() }
     /// Offers `regions`, each under its name, together: they are moved at once or not at all.
     ///
     /// Where the record says that a migration was in doubt when the process before this one ended, the regions are
@@ -87,34 +138,102 @@ impl Origin {
     ///
     /// # Errors
     ///
-    /// Whatever keeps the record from being read or written.
+    /// [`ErrorKind::Usage`] without a region; whatever keeps the record from being read or the regions from being frozen.
     pub fn new(
         regions: Vec<(String, Arc<dyn Live>)>,
         application: Arc<dyn Application>,
         options: OriginOptions,
     ) -> Result<Arc<Self>> {
-        let _ = (regions, application, options);
-        todo!()
+        if regions.is_empty() {
+            return Err(Error::new(ErrorKind::Usage, "there is no region to be moved"));
+        }
+        let record = options.record.as_deref().map(OriginFile::open).transpose()?;
+        let phase = record.as_ref().map(OriginFile::read).transpose()?.flatten();
+        let nonce = u64::from_le_bytes(crate::peer::random_id()[..8].try_into().expect("eight bytes"));
+        let machine = machine::Origin::new(phase, nonce | 1);
+        let regions: Vec<Outgoing> =
+            regions.into_iter().map(|(name, live)| Outgoing::new(name, live)).collect();
+        if !machine.may_run() {
+            regions.iter().try_for_each(|region| region.live.freeze())?;
+        }
+        let places = vec![0; regions.len()];
+        let joined = Joined {
+            id: machine.id().unwrap_or(MigrationId([0; 16])),
+            owner: String::new(),
+            places,
+            lapses: None,
+        };
+        let state = State { machine, joined, suspended: None, again: None, stopped: false, closed: false };
+        let inner = Arc::new(Inner {
+            regions,
+            application,
+            options,
+            record,
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+        });
+        let run = inner.clone();
+        let thread = std::thread::Builder::new()
+            .name("pw-origin".into())
+            .spawn(move || run.run())
+            .map_err(|error| Error::io("cannot start a thread", &error))?;
+        Ok(Arc::new(Self { inner, thread: Mutex::new(Some(thread)) }))
+    }
+
+    /// The names of its regions.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.inner.regions.iter().map(|region| region.name.as_str())
     }
 
     /// Whether the application may run here now. Ask before it is started.
     pub fn may_run(&self) -> bool {
-        todo!()
+        self.inner.lock().machine.may_run()
+    }
+
+    /// How it is doing, as peers are told.
+    pub fn state(&self) -> MigrationState {
+        let state = self.inner.lock();
+        let id = state.machine.id().or(state.machine.last_ending().map(|(id, _)| id));
+        MigrationState {
+            state: seen(state.machine.phase()),
+            id: id.map_or([0; 16], |id| id.0),
+            destination: state.joined.owner.clone(),
+            text: state.text(),
+        }
     }
 
     /// How it is doing.
     pub fn status(&self) -> OriginStatus {
-        todo!()
+        let state = self.inner.lock();
+        let owner = &state.joined.owner;
+        OriginStatus {
+            phase: state.machine.phase().name().into(),
+            migration: state.machine.id().map(|id| id.to_string()),
+            destination: (!owner.is_empty()).then(|| owner.clone()),
+            text: state.text(),
+        }
     }
 
     /// Waits until the destination has everything, or until [`Origin::stop`].
     pub fn wait(&self) -> Outcome {
-        todo!()
+        let mut state = self.inner.lock();
+        loop {
+            if state.machine.phase() == Phase::Released && state.machine.is_settled() {
+                return Outcome::Released;
+            }
+            if state.stopped {
+                return Outcome::Stopped;
+            }
+            state = self.inner.wait(state);
+        }
     }
 
     /// Has [`Origin::wait`] return, and a migration that is before its switch given up.
     pub fn stop(&self) {
-        todo!()
+        // In doubt it stays so: the record says it to whoever comes next.
+        let _refused = self.abort(false);
+        self.inner.lock().stopped = true;
+        self.inner.changed.notify_all();
     }
 
     /// Gives a migration up and resumes the application here. After the switch was offered it takes `force`, which says
@@ -122,10 +241,303 @@ impl Origin {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Fenced`](crate::ErrorKind::Fenced) once the destination owns the regions;
-    /// [`ErrorKind::Busy`](crate::ErrorKind::Busy) while that is in doubt, without `force`.
+    /// [`ErrorKind::Fenced`] once the destination owns the regions; [`ErrorKind::Busy`] while that is in doubt, without
+    /// `force`; [`ErrorKind::Io`] where the application could not be resumed.
     pub fn abort(&self, force: bool) -> Result<()> {
-        let _ = force;
-        todo!()
+        let mut state = self.inner.lock();
+        state.machine.handle_operator(force).map_err(|refusal| refused(&refusal))?;
+        self.inner.changed.notify_all();
+        while !state.machine.is_settled() && !state.closed {
+            state = self.inner.wait(state);
+        }
+        match (state.machine.phase(), state.machine.failure()) {
+            (Phase::NotResumed, Some(why)) => Err(Error::new(ErrorKind::Io, why)),
+            (Phase::InDoubt, _) => Err(refused(&Refusal::InDoubt)),
+            (Phase::Moved | Phase::Released, _) => Err(refused(&Refusal::Moved)),
+            _ => Ok(()),
+        }
     }
+
+    /// Joins the migration `id` with the region `name`, or begins it; `tracking` is what was joined before.
+    pub(crate) fn join(
+        &self,
+        name: &str,
+        id: [u8; 16],
+        owner: &str,
+        tracking: Option<u64>,
+    ) -> Result<Place> {
+        let (inner, id) = (&self.inner, MigrationId(id));
+        let index = inner.regions.iter().position(|region| region.name == name);
+        let index = index.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("no region '{name}'")))?;
+        let (reply, mut state) = inner.ask(Request::Begin { id })?;
+        let Reply::Begun { generation } = reply else { return Err(unexpected()) };
+        if state.joined.id != id {
+            state.joined =
+                Joined { id, owner: owner.into(), places: vec![0; inner.regions.len()], lapses: None };
+            tracing::info!(region = name, migration = %id, destination = owner, "a migration begins");
+        }
+        let is_frozen = matches!(seen(state.machine.phase()), OriginState::Offered | OriginState::Moved);
+        let epoch = match tracking {
+            // What is frozen stays what it is, also after a restart.
+            Some(tracking) if is_frozen => tracking,
+            Some(tracking) if tracking != generation => {
+                let text = format!("the tracking of '{name}' that began as {tracking} is over");
+                return Err(Error::new(ErrorKind::Stale, text));
+            }
+            _ => generation,
+        };
+        state.joined.places[index] += 1;
+        (state.joined.lapses, state.joined.owner) = (None, owner.into());
+        drop(state);
+        // From here on its end takes the place back.
+        let region = inner.regions[index].region(epoch).inspect_err(|_| inner.leave(id, index))?;
+        Ok(Place { inner: inner.clone(), index, id, generation: epoch, region })
+    }
+}
+
+impl Drop for Origin {
+    fn drop(&mut self) {
+        self.inner.lock().closed = true;
+        self.inner.changed.notify_all();
+        if let Some(thread) = self.thread.lock().expect("no holder panics").take() {
+            // One that has panicked has stopped, too.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Place {
+    /// The region as the application sees it.
+    pub(crate) fn region(&self) -> &Arc<Region> {
+        &self.region
+    }
+
+    /// Carries out a step of the migration, and answers what has come of it.
+    pub(crate) fn step(&self, step: MigrateStep) -> Result<Migrated> {
+        let (id, generation) = (self.id, self.generation);
+        if let MigrateStep::Switch { .. } = step {
+            self.check_together()?;
+        }
+        let (reply, state) = self.inner.ask(match step {
+            MigrateStep::Look => Request::Look { id },
+            MigrateStep::Round { number } => Request::Round { id, generation, number },
+            MigrateStep::Switch { number } => Request::Switch { id, generation, number },
+            MigrateStep::Accept { token } => Request::Accept { id, token: Token(token) },
+            MigrateStep::Abort => Request::Abort { id },
+            MigrateStep::Complete { token } => Request::Complete { id, token: Token(token) },
+        })?;
+        let now = seen(state.machine.phase());
+        let suspended = state.suspended.map(|since| since.elapsed());
+        drop(state);
+        let region = &self.inner.regions[self.index];
+        let (written, token) = match reply {
+            Reply::Looked => (region.look()?, 0),
+            Reply::Taken { .. } => (region.kept(), 0),
+            Reply::Offered { token, .. } => {
+                (Written { time: suspended.unwrap_or_default(), ..region.kept() }, token.0)
+            }
+            _ => (Written::default(), 0),
+        };
+        Ok(Migrated {
+            state: now,
+            token,
+            length: region.length(),
+            written: written.bytes,
+            micros: written.time.as_micros().try_into().unwrap_or(u64::MAX),
+            ranges: written.ranges,
+        })
+    }
+
+    /// Whether all regions of the application take part.
+    fn check_together(&self) -> Result<()> {
+        let state = self.inner.lock();
+        let missing = state.joined.places.iter().position(|places| *places == 0);
+        match missing.filter(|_| state.joined.id == self.id) {
+            None => Ok(()),
+            Some(missing) => {
+                let text = format!(
+                    "the application uses '{}' too, which has to be taken over together with the others",
+                    self.inner.regions[missing].name
+                );
+                Err(Error::new(ErrorKind::Usage, text))
+            }
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.inner.leave(self.id, self.index);
+    }
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no holder panics")
+    }
+
+    /// Waits until the machine has moved.
+    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.changed.wait(state).expect("no holder panics")
+    }
+
+    /// Hands a request to the machine until it is answered.
+    fn ask(&self, request: Request) -> Result<(Reply, MutexGuard<'_, State>)> {
+        let mut state = self.lock();
+        loop {
+            match state.machine.handle_request(request) {
+                Answer::Done(reply) => return Ok((reply, state)),
+                Answer::Refused(refusal) => return Err(refused(&refusal)),
+                Answer::Wait if state.closed => {
+                    return Err(Error::new(ErrorKind::Cancelled, "the origin is closed").with_retry(true));
+                }
+                Answer::Wait => {
+                    self.changed.notify_all();
+                    state = self.wait(state);
+                }
+            }
+        }
+    }
+
+    /// A session of the destination has closed a region, or is gone.
+    fn leave(&self, id: MigrationId, index: usize) {
+        let mut state = self.lock();
+        let joined = &mut state.joined;
+        if joined.id != id {
+            return;
+        }
+        joined.places[index] -= 1;
+        if joined.places.iter().all(|places| *places == 0) {
+            joined.lapses = Some(Instant::now() + self.options.lapse);
+            self.changed.notify_all();
+        }
+    }
+
+    /// The life of the thread.
+    fn run(&self) {
+        let mut state = self.lock();
+        while !state.closed {
+            let now = Instant::now();
+            if state.joined.lapses.is_some_and(|lapses| lapses <= now) {
+                state.joined.lapses = None;
+                let id = state.joined.id;
+                state.machine.handle_departure(id);
+                self.changed.notify_all();
+            }
+            if state.again.is_some_and(|again| again <= now) {
+                state.again = None;
+                state.machine.handle_retry();
+                self.changed.notify_all();
+            }
+            if let Some(effect) = state.machine.poll_effect() {
+                drop(state);
+                tracing::debug!(?effect, "a migration's origin goes on");
+                let result = self.carry_out(&effect);
+                if let Err(error) = &result {
+                    tracing::warn!(?effect, %error, "a step of a migration fails");
+                }
+                state = self.lock();
+                state.machine.handle_result(result.map_err(|error| error.to_string()));
+                state.again = state.machine.failure().map(|_| Instant::now() + AGAIN);
+                self.changed.notify_all();
+                continue;
+            }
+            let next = [state.joined.lapses, state.again].into_iter().flatten().min();
+            state = match next {
+                None => self.wait(state),
+                Some(next) => {
+                    let left = next.saturating_duration_since(Instant::now());
+                    self.changed.wait_timeout(state, left).expect("no holder panics").0
+                }
+            };
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    fn carry_out(&self, effect: &OriginEffect) -> Result<()> {
+        let mut regions = self.regions.iter();
+        match effect {
+            OriginEffect::Track => regions.try_for_each(Outgoing::track),
+            OriginEffect::TakeRound { .. } => regions.try_for_each(Outgoing::take_set),
+            OriginEffect::Record(phase) => self.record.as_ref().map_or(Ok(()), |record| record.write(*phase)),
+            OriginEffect::Suspend => {
+                self.lock().suspended = Some(Instant::now());
+                self.application.suspend()
+            }
+            OriginEffect::Freeze { confirmed, .. } => regions.try_for_each(|region| {
+                region.live.freeze()?;
+                region.take_last(*confirmed)
+            }),
+            OriginEffect::Thaw => {
+                regions.for_each(|region| region.live.thaw());
+                Ok(())
+            }
+            OriginEffect::Resume => {
+                self.application.resume();
+                Ok(())
+            }
+            OriginEffect::Untrack => {
+                regions.for_each(Outgoing::untrack);
+                Ok(())
+            }
+            OriginEffect::Keep => {
+                for region in regions.clone() {
+                    let strays = region.strays();
+                    if strays > 0 {
+                        tracing::error!(
+                            region = region.name,
+                            bytes = strays,
+                            "the application has written though it was suspended; that is lost"
+                        );
+                    }
+                }
+                self.application.moved();
+                regions.try_for_each(|region| region.live.keep())
+            }
+            OriginEffect::Release => {
+                self.application.released();
+                Ok(())
+            }
+        }
+    }
+}
+
+impl State {
+    /// How it is, in words.
+    fn text(&self) -> String {
+        let mut text = self.machine.phase().to_string();
+        if let Some(why) = self.machine.failure() {
+            text = format!("{text} ({why}; it is tried again)");
+        }
+        match self.machine.last_ending() {
+            Some((_, ending)) if self.machine.phase() == Phase::Idle => format!("{text}; the last one ended: {ending}"),
+            _ => text,
+        }
+    }
+}
+
+/// The phase, as peers know it.
+fn seen(phase: Phase) -> OriginState {
+    match phase {
+        Phase::Tracking | Phase::Offering => OriginState::Tracking,
+        Phase::InDoubt => OriginState::Offered,
+        Phase::Moved => OriginState::Moved,
+        Phase::Released => OriginState::Released,
+        _ => OriginState::Running,
+    }
+}
+
+fn refused(refusal: &Refusal) -> Error {
+    let kind = match refusal {
+        Refusal::Busy(_) | Refusal::InDoubt => ErrorKind::Busy,
+        Refusal::Gap => ErrorKind::Stale,
+        Refusal::Failed(_) => ErrorKind::Io,
+        _ => ErrorKind::Fenced,
+    };
+    Error::new(kind, refusal.to_string()).with_retry(refusal.kind() == RefusalKind::Later)
+}
+
+fn unexpected() -> Error {
+    Error::new(ErrorKind::Protocol, "the machine of the origin answers something else")
 }

@@ -7,7 +7,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use pagewire_core::chunk::ByteRange;
+use pagewire_core::bitmap::BitSet;
+use pagewire_core::chunk::{ByteRange, ChunkSize, Geometry, PAGE_SIZE};
 use pagewire_core::epoch::{BeforeImages, Piece};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -17,6 +18,9 @@ use crate::store::{Blocking, Info, Part, Read, STAGED, Sink, Store, Stream, Stre
 /// While no epoch is held, so many times less is kept: for a reader that may come. To keep all that a writer
 /// replaces in order would cost as much as what it writes.
 const UNHELD: u64 = 8;
+
+/// Of how many epochs it is remembered what they have changed, and of how many ranges of each.
+const REMEMBERED: (usize, usize) = (64, 4096);
 
 /// The epochs of one store.
 pub(super) struct History {
@@ -38,6 +42,10 @@ struct State {
     images: BeforeImages<Arc<Vec<u8>>>,
     /// The epochs that readers hold: the version of each, its length, and how many readers.
     held: BTreeMap<u64, Held>,
+    /// The pages that were written since the newest epoch.
+    written: BitSet,
+    /// What each of the last epochs has changed, to the page.
+    changed: BTreeMap<u64, Vec<ByteRange>>,
 }
 
 #[derive(Clone, Copy)]
@@ -56,6 +64,8 @@ impl History {
             newest: 0,
             images: BeforeImages::new(0),
             held: BTreeMap::new(),
+            written: BitSet::new(Geometry::new(info.capacity, ChunkSize::PAGE).page_count()),
+            changed: BTreeMap::new(),
         };
         Self { state: Arc::new(Mutex::new(state)), gate: Arc::default(), changing: Mutex::default(), bound }
     }
@@ -70,6 +80,15 @@ impl History {
         (info.epoch, info.length) = (state.epoch, state.length);
         info.capabilities.history = true;
         info
+    }
+
+    /// Which bytes differ, at most, between the epoch `since` and the newest; none where that is not remembered.
+    pub(super) fn changes(&self, since: u64) -> Option<Vec<ByteRange>> {
+        let state = self.lock();
+        // Every epoch since then has to be known.
+        let known = (since..state.epoch).all(|epoch| state.changed.contains_key(&(epoch + 1)));
+        let changed = state.changed.range(since.saturating_add(1)..).flat_map(|(_, ranges)| ranges);
+        (known && since <= state.epoch).then(|| ByteRange::union(changed.copied().collect()))
     }
 
     pub(super) fn pin(&self, epoch: Option<u64>, info: Info) -> Result<Info> {
@@ -168,6 +187,7 @@ impl History {
     ) -> Result<()> {
         let _one = self.changing.lock().expect("no holder panics");
         let info = store.info();
+        let written = ranges;
         loop {
             // Where more was replaced than is kept, and nobody reads an older epoch, what else is replaced before the
             // next flush is of no use to anybody.
@@ -184,6 +204,7 @@ impl History {
                 // There was a flush in between.
                 continue;
             }
+            state.write(written);
             state.newest += 1;
             let (version, cost) = (state.newest, images.iter().map(|(range, _)| range.len()).sum());
             state.images.commit(version, images, cost);
@@ -193,7 +214,10 @@ impl History {
         }
         // From here on, reads of older versions take the images; those that began before must end.
         self.gate.wait();
-        change()
+        let result = change();
+        // Whatever epoch a flush that came meanwhile has made, the next one has it, too.
+        self.lock().write(written);
+        result
     }
 
     /// What was written is durable, and the newest epoch now, if anything was. Answers which is.
@@ -202,6 +226,7 @@ impl History {
         if state.newest > state.version {
             state.version = state.newest;
             state.epoch += 1;
+            state.remember(length);
             state.length = length;
             state.release_unneeded();
         }
@@ -210,6 +235,31 @@ impl History {
 }
 
 impl State {
+    fn write(&mut self, ranges: &[ByteRange]) {
+        let pages = self.written.len();
+        for range in ranges.iter().filter(|range| !range.is_empty()) {
+            let (first, end) = (range.start / PAGE_SIZE, range.end.div_ceil(PAGE_SIZE));
+            self.written.insert_range(first.min(pages)..end.min(pages));
+        }
+    }
+
+    /// Takes note of what the newest epoch has changed, in which the region has this length.
+    fn remember(&mut self, length: u64) {
+        let mut changed: Vec<ByteRange> = self.written.runs().map(ByteRange::of_pages).collect();
+        self.written.clear();
+        if changed.len() > REMEMBERED.1 {
+            // What is not known of one epoch is not known since any before it.
+            return self.changed.clear();
+        }
+        if length != self.length {
+            changed.push(ByteRange::new(length.min(self.length), length.max(self.length)));
+        }
+        self.changed.insert(self.epoch, ByteRange::union(changed));
+        if self.changed.len() > REMEMBERED.0 {
+            self.changed.pop_first();
+        }
+    }
+
     /// The version that an epoch is, where a reader holds it or it is the newest.
     fn version_of(&self, epoch: u64) -> Option<u64> {
         match self.held.get(&epoch) {

@@ -56,8 +56,17 @@ fn every_pinned_epoch_stays_what_it_was() {
         pins.push(region.pin().unwrap());
         for (pin, bytes) in pins.iter().zip(&model) {
             assert_eq!(&image(&region, pin.epoch(), 20_000).unwrap(), bytes);
+            let changes = region.changes(pin.epoch()).unwrap();
+            for (index, (old, new)) in bytes.chunks(4096).zip(model[round as usize].chunks(4096)).enumerate() {
+                let page = ByteRange::of_pages(index as u64..index as u64 + 1);
+                let told = changes.iter().any(|change| change.overlaps(page));
+                assert!(told || old == new, "page {index} since epoch {}", pin.epoch());
+            }
         }
+        let last = region.changes(epoch - 1).unwrap();
+        assert!(ByteRange::total(&last) <= 4 * 4096, "no more than was written: {last:?}");
     }
+    assert_eq!(region.changes(model.len() as u64 + 1), None);
     assert_eq!(region.commit(&[]).unwrap(), region.info().epoch, "nothing to commit makes no epoch");
     assert_eq!(image(&region, 99, 1).unwrap_err().kind(), ErrorKind::Stale, "no epoch of the future");
 }

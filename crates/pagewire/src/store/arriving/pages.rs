@@ -115,6 +115,13 @@ impl Pages {
         state.present.gaps().map(|gap| ByteRange::of_pages(gap).clamp_to(length)).collect()
     }
 
+    /// The pages that are at home, and flushed.
+    pub(super) fn durable(&self, stage: Stage) -> BitSet {
+        let mut state = self.lock();
+        state.look_at(stage);
+        state.durable.clone()
+    }
+
     /// Whether all is at home, and flushed.
     pub(super) fn is_durable(&self, stage: Stage) -> bool {
         let mut state = self.lock();

@@ -2,6 +2,7 @@
 
 #[cfg(feature = "tls")]
 pub(crate) mod certificates;
+pub(crate) mod application;
 pub(crate) mod fake_server;
 pub(crate) mod fragile;
 pub(crate) mod frames;

@@ -1,0 +1,185 @@
+//! What is copied before the switch, and the switch.
+
+use std::cell::RefCell;
+use std::time::{Duration, Instant};
+
+use pagewire_core::chunk::ByteRange;
+use pagewire_core::migrate::control::Costs;
+use pagewire_core::migrate::{Controller, Decision, Last, Mode, Next, Phase};
+use pagewire_core::wire::MigrateStep;
+
+use super::driving::Inner;
+use crate::engine::migration::incoming::Carried;
+use crate::error::{Error, ErrorKind, Result};
+
+/// What a switch takes besides bytes, before anything was measured.
+const COSTS: Costs = Costs {
+    suspend: Duration::from_millis(2),
+    record: Duration::from_millis(1),
+    resume: Duration::from_millis(1),
+};
+
+/// From so many bytes on, what has come is made durable at home before the next round, so that the switch need not wait for it.
+const SETTLED: u64 = 16 << 20;
+
+/// How often the origin is asked how much is written, while something long is pulled.
+const LOOK: Duration = Duration::from_secs(1);
+
+impl Inner {
+    /// Copies until the application is suspended, what has to be here is here, and it is to be accepted.
+    pub(super) fn copy(&self) -> Result<()> {
+        let goals = self.options.goals;
+        let mut controller = Controller::new(goals, COSTS);
+        let began = self.lock().times.began;
+        controller.handle_round_trip(self.incoming()[0].origin.round_trip());
+        controller.handle_begun(began.elapsed());
+        if goals.mode != Mode::PostCopy {
+            self.look(&mut controller)?;
+        }
+        loop {
+            let decision = controller.decide(began.elapsed(), self.missing(), 0);
+            self.decided(&decision);
+            match decision.next {
+                Next::Pull => {
+                    if let Some(decision) = self.pull(&mut controller, began)? {
+                        self.decided(&decision);
+                        return self.act(&decision);
+                    }
+                }
+                Next::Round => {
+                    let number = self.with(|machine| machine.start_round()).map_err(|_| super::not_now())?;
+                    self.wait_for(|state| (state.round() == Some(number)).then_some(()))?;
+                    let mut state = self.lock();
+                    let bytes = state.sets.iter().map(ByteRange::total).sum();
+                    state.report.rounds += 1;
+                    drop(state);
+                    controller.handle_round(began.elapsed(), bytes);
+                }
+                Next::Switch(_) | Next::Abort => return self.act(&decision),
+            }
+        }
+    }
+
+    fn act(&self, decision: &Decision) -> Result<()> {
+        match decision.next {
+            Next::Switch(last) => self.switch(last),
+            _ => {
+                let text = format!("the goals cannot be reached: {}", decision.reason);
+                Err(Error::new(ErrorKind::Cancelled, text))
+            }
+        }
+    }
+
+    fn decided(&self, decision: &Decision) {
+        let what = match decision.next {
+            Next::Pull => "pull",
+            Next::Round => "another round",
+            Next::Switch(Last::Send) => "switch, and send the rest before",
+            Next::Switch(Last::Leave) => "switch, and leave the rest for later",
+            Next::Abort => "give up",
+        };
+        let text = format!(
+            "{:.3} s: {what}: {} (missing {} bytes, expected downtime {:.1} ms)",
+            decision.at.as_secs_f64(),
+            decision.reason,
+            decision.missing,
+            decision.downtime.as_secs_f64() * 1e3,
+        );
+        tracing::info!("{text}");
+        self.lock().report.decisions.push(text);
+    }
+
+    /// How many bytes have not arrived.
+    fn missing(&self) -> u64 {
+        self.incoming().iter().map(|one| ByteRange::total(&one.arriving.absent())).sum()
+    }
+
+    fn moved(&self) -> u64 {
+        self.incoming().iter().map(|one| one.moved()).sum()
+    }
+
+    /// Asks how much is written, and how long the regions are.
+    fn look(&self, controller: &mut Controller) -> Result<()> {
+        let (mut written, mut time) = (0, Duration::ZERO);
+        for one in self.incoming() {
+            let answer = one.step(MigrateStep::Look)?;
+            // What is new of a longer one is in the next set.
+            one.arriving.resize(answer.length)?;
+            written += answer.written;
+            time = time.max(Duration::from_micros(answer.micros));
+        }
+        controller.handle_look(written, time);
+        Ok(())
+    }
+
+    /// Pulls what is missing. Answers what was decided meanwhile, if that is to stop.
+    fn pull(&self, controller: &mut Controller, began: Instant) -> Result<Option<Decision>> {
+        let started = self.moved();
+        let watched = RefCell::new((controller, None, self.moved(), Instant::now(), Instant::now()));
+        let interrupted = || {
+            let mut watched = watched.borrow_mut();
+            let (controller, decision, before, since, looked) = &mut *watched;
+            let (moved, now) = (self.moved(), Instant::now());
+            if moved > *before {
+                controller.handle_sent(moved - *before, now - *since);
+            }
+            (*before, *since) = (moved, now);
+            if now - *looked > LOOK {
+                *looked = now;
+                // What cannot be asked now is asked later.
+                let _ = self.look(controller);
+            }
+            if decision.is_none() {
+                *decision = controller.interrupt(began.elapsed(), self.missing(), 0);
+            }
+            decision.is_some() || self.is_over()
+        };
+        let sets = std::mem::take(&mut self.lock().sets);
+        for (one, set) in self.incoming().iter().zip(&sets) {
+            let carried = one.carry(set, &interrupted)?;
+            interrupted();
+            if carried == Carried::InPart {
+                break;
+            }
+        }
+        let (_, decision, ..) = watched.into_inner();
+        match (decision, self.failure()) {
+            (None, Some(error)) => return Err(error),
+            (Some(decision), _) => return Ok(Some(decision)),
+            (None, None) => {}
+        }
+        if self.moved() - started >= SETTLED {
+            self.settle()?;
+        }
+        Ok(None)
+    }
+
+    fn settle(&self) -> Result<()> {
+        self.incoming().iter().try_for_each(|one| one.arriving.settle().map(drop))
+    }
+
+    /// Has the application suspended, and accepts it when as much is here as has to be.
+    fn switch(&self, last: Last) -> Result<()> {
+        let before = self.moved();
+        self.with(|machine| machine.start_switch()).map_err(|_| super::not_now())?;
+        self.wait_for(|state| (state.phase() == Phase::Held).then_some(()))?;
+        let sets = std::mem::take(&mut self.lock().sets);
+        if last == Last::Send {
+            for (one, set) in self.incoming().iter().zip(&sets) {
+                if one.carry(set, &|| self.is_over())? == Carried::InPart {
+                    return Err(self.failure().unwrap_or_else(super::not_now));
+                }
+            }
+        }
+        // What was not flushed would be given up with the lease that passes to the application.
+        self.settle()?;
+        self.lock().report.mode = match last {
+            Last::Send => Mode::PreCopy,
+            Last::Leave if before == 0 => Mode::PostCopy,
+            Last::Leave => Mode::Hybrid,
+        }
+        .name()
+        .into();
+        self.with(|machine| machine.accept()).map_err(|_| super::not_now())
+    }
+}

@@ -1,0 +1,631 @@
+//! What drives the machine of a destination: the threads that carry out what it wants.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use pagewire_core::bitmap::BitSet;
+use pagewire_core::chunk::{ByteRange, ChunkSize, Geometry};
+use pagewire_core::migrate::destination::Cause;
+use pagewire_core::migrate::{
+    self as machine, DestinationEffect, DestinationPhase, HomeSets, MigrationId, Outcome, Phase, RefusalKind,
+    Reply, Request, Token,
+};
+use pagewire_core::wire::{MigrateStep, Migrated, OriginState};
+
+use super::report::{Report, Times};
+use super::{DestinationOptions, not_now};
+use crate::address::RegionAddress;
+use crate::engine::Region;
+use crate::engine::migration::incoming::{Incoming, is_passing};
+use crate::engine::migration::record::{DestinationFile, SetsFile};
+use crate::error::{Error, ErrorKind, Result};
+use crate::store::arriving::{Arriving, Keeper};
+use crate::store::{self, RemoteStore, Store};
+
+/// The pause before a lost request is made again.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// How long to wait before what has failed is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// How long to wait at the end until the origin knows that the migration is given up.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// What the threads of a destination share.
+pub(super) struct Inner {
+    targets: Vec<(RegionAddress, Arc<dyn Store>)>,
+    pub(super) options: DestinationOptions,
+    owner: String,
+    record: Option<DestinationFile>,
+    /// The regions, once the origin is reached.
+    incoming: OnceLock<Vec<Arc<Incoming>>>,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+pub(super) struct State {
+    machine: machine::Destination,
+    /// Whether the application is to be resumed by who waits for that.
+    resume: bool,
+    /// The last thing that went wrong.
+    error: Option<Error>,
+    /// Since when the origin does not answer.
+    lost: Option<Instant>,
+    again: Option<Instant>,
+    closed: bool,
+    pub(super) times: Times,
+    pub(super) report: Report,
+    /// What the last round or the switch has answered, to be asked for in this order.
+    pub(super) sets: Vec<Vec<ByteRange>>,
+    /// How many bytes were written since they were asked for last, and in what time.
+    pub(super) written: (u64, Duration),
+}
+
+impl Inner {
+    pub(super) fn new(
+        regions: &[(RegionAddress, Arc<dyn Store>)],
+        options: DestinationOptions,
+    ) -> Result<Self> {
+        let origin = regions[0].0.to_string();
+        let record = options.record.as_deref().map(|path| DestinationFile::open(path, &origin)).transpose()?;
+        let earlier = record.as_ref().map(DestinationFile::read).transpose()?.flatten();
+        let machine = match earlier {
+            Some(earlier) => {
+                tracing::info!(phase = ?earlier.phase, "a migration was begun before");
+                machine::Destination::from_record(earlier.phase)
+            }
+            None => machine::Destination::new(MigrationId(crate::peer::random_id())),
+        };
+        let owner = options.owner.clone().unwrap_or_else(store::this_process);
+        let state = State {
+            machine,
+            resume: false,
+            error: None,
+            lost: None,
+            again: None,
+            closed: false,
+            times: Times::new(),
+            report: Report::default(),
+            sets: vec![Vec::new(); regions.len()],
+            written: (0, Duration::ZERO),
+        };
+        Ok(Self {
+            targets: regions.to_vec(),
+            options,
+            owner,
+            record,
+            incoming: OnceLock::new(),
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+        })
+    }
+
+    /// Starts the threads.
+    pub(super) fn start(inner: &Arc<Self>) -> Result<Vec<JoinHandle<()>>> {
+        let spawn = |name: &str, run: fn(&Self)| {
+            let inner = inner.clone();
+            let thread = std::thread::Builder::new().name(name.into()).spawn(move || run(&inner));
+            thread.map_err(|error| Error::io("cannot start a thread", &error))
+        };
+        let effects = spawn("pw-migrate", Self::carry_out_effects)?;
+        match spawn("pw-migrate-ask", Self::ask) {
+            Ok(asking) => Ok(vec![effects, asking]),
+            Err(error) => {
+                inner.lock().closed = true;
+                inner.changed.notify_all();
+                // One that has panicked has stopped, too.
+                let _ = effects.join();
+                Err(error)
+            }
+        }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no holder panics")
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>, until: Option<Instant>) -> MutexGuard<'a, State> {
+        match until {
+            None => self.changed.wait(state).expect("no holder panics"),
+            Some(until) => {
+                let left = until.saturating_duration_since(Instant::now());
+                self.changed.wait_timeout(state, left).expect("no holder panics").0
+            }
+        }
+    }
+
+    /// Waits until `ready` answers something, or the migration is over.
+    pub(super) fn wait_for<T>(&self, ready: impl Fn(&State) -> Option<T>) -> Result<T> {
+        let mut state = self.lock();
+        loop {
+            if let Some(answer) = ready(&state) {
+                return Ok(answer);
+            }
+            if state.closed {
+                return Err(not_now());
+            }
+            if let Some(error) = state.over() {
+                return Err(error);
+            }
+            state = self.wait(state, None);
+        }
+    }
+
+    /// Waits until the origin is reached: for copying, or, with an earlier migration that was accepted, for the rest.
+    pub(super) fn wait_to_begin(&self) -> Result<()> {
+        loop {
+            let mut state = self.lock();
+            let (phase, finished) = (state.machine.phase(), state.machine.is_finished());
+            match phase {
+                Phase::Copying => return Ok(()),
+                Phase::PostCopy | Phase::Completing | Phase::Completed => break,
+                Phase::Aborted if finished && state.machine.cause().is_none_or(was_before) => {
+                    // What was begun before is over: begins anew.
+                    tracing::info!(migration = %state.machine.id(), "what was begun before is given up");
+                    state.machine = machine::Destination::new(MigrationId(crate::peer::random_id()));
+                    self.changed.notify_all();
+                }
+                Phase::Aborting if state.machine.cause().is_none_or(was_before) => {
+                    let patience = self.options.remote.patience;
+                    if state.lost.is_some_and(|lost| lost.elapsed() > patience) {
+                        let error = state.error.clone().unwrap_or_else(not_now);
+                        return Err(error.context("the origin cannot be told that an earlier migration is given up"));
+                    }
+                    drop(self.wait(state, Some(Instant::now() + PAUSE)));
+                }
+                _ if state.closed => return Err(not_now()),
+                _ => match state.over() {
+                    Some(error) => return Err(error),
+                    None => drop(self.wait(state, None)),
+                },
+            }
+        }
+        // It was accepted before: the regions are here, and have to be reached.
+        let incoming = self.connect_again()?;
+        tracing::info!(regions = incoming, "an accepted migration goes on");
+        Ok(())
+    }
+
+    fn connect_again(&self) -> Result<usize> {
+        let id = self.lock().machine.id();
+        let deadline = Instant::now() + self.options.remote.patience;
+        loop {
+            match self.connect(id, true) {
+                Ok(_) => return Ok(self.incoming().len()),
+                Err(error) if is_passing(&error) && Instant::now() + PAUSE < deadline => std::thread::sleep(PAUSE),
+                Err(error) => return Err(error.context("the rest of the regions is at the origin")),
+            }
+        }
+    }
+
+    /// The regions; none before the origin is reached.
+    pub(super) fn incoming(&self) -> &[Arc<Incoming>] {
+        self.incoming.get().map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// The regions, for the application.
+    pub(super) fn regions(&self) -> Vec<(String, Arc<Region>)> {
+        self.incoming().iter().map(|one| (one.name.clone(), one.region.clone())).collect()
+    }
+
+    pub(super) fn phase(&self) -> Phase {
+        self.lock().machine.phase()
+    }
+
+    pub(super) fn may_run(&self) -> bool {
+        self.lock().machine.may_run()
+    }
+
+    /// Whether the regions will not come here, or not any more.
+    pub(super) fn is_over(&self) -> bool {
+        let state = self.lock();
+        state.closed || state.over().is_some()
+    }
+
+    /// Why the migration is over, if it is.
+    pub(super) fn failure(&self) -> Option<Error> {
+        self.lock().over()
+    }
+
+    pub(super) fn report(&self) -> Report {
+        let state = self.lock();
+        let mut report = state.report.clone();
+        report.migration = state.machine.id().to_string();
+        report.phase = state.machine.phase().name().into();
+        state.times.fill(&mut report);
+        drop(state);
+        let moved: u64 = self.incoming().iter().map(|one| one.moved()).sum();
+        report.moved_bytes = moved;
+        report.moved_after = if report.switch_after > 0.0 { moved - report.moved_after.min(moved) } else { 0 };
+        report
+    }
+
+    /// Has the machine move, and tells everybody.
+    pub(super) fn with<T>(&self, change: impl FnOnce(&mut machine::Destination) -> T) -> T {
+        let answer = change(&mut self.lock().machine);
+        self.changed.notify_all();
+        answer
+    }
+
+    /// Gives the migration up for this reason, and waits until that is durable, and the origin was told once.
+    pub(super) fn give_up(&self, error: &Error) {
+        let given_up = self.with(|machine| machine.handle_abort(Cause::Decided(error.to_string())));
+        if given_up.is_ok() {
+            let mut state = self.lock();
+            state.error = Some(error.clone());
+            let deadline = Instant::now() + LAST_WORDS;
+            while !state.machine.is_finished() && !state.closed && Instant::now() < deadline {
+                state = self.wait(state, Some(deadline));
+            }
+        }
+    }
+
+    pub(super) fn abort(&self) -> Result<()> {
+        let aborted = self.with(|machine| machine.handle_abort(Cause::Operator));
+        aborted.map_err(|_| Error::new(ErrorKind::Fenced, "the regions are here already"))?;
+        let mut state = self.lock();
+        let deadline = Instant::now() + self.options.remote.patience;
+        while !state.machine.is_finished() && !state.closed && Instant::now() < deadline {
+            state = self.wait(state, Some(deadline));
+        }
+        match state.machine.is_finished() {
+            true => Ok(()),
+            false => {
+                let text = "it is given up, but the origin does not know yet; it is told when it is there again";
+                Err(Error::new(ErrorKind::Unavailable, text))
+            }
+        }
+    }
+
+    /// Waits until the application is to be resumed.
+    pub(super) fn wait_to_resume(&self) -> Result<()> {
+        self.wait_for(|state| state.resume.then_some(()))?;
+        let moved: u64 = self.incoming().iter().map(|one| one.moved()).sum();
+        let mut state = self.lock();
+        state.report.moved_after = moved;
+        Ok(())
+    }
+
+    /// The application was resumed, or could not be.
+    pub(super) fn resumed(&self, result: &Result<()>) {
+        let mut state = self.lock();
+        if result.is_ok() {
+            state.times.running = Some(Instant::now());
+        }
+        state.resume = false;
+        let result = result.as_ref().map(|_| ()).map_err(ToString::to_string);
+        state.machine.handle_result(result);
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Everything is here, and durable: the origin is told, and not needed any more.
+    pub(super) fn everything_is_home(&self) -> Result<()> {
+        self.with(machine::Destination::handle_everything_home).map_err(|_| not_now())?;
+        self.wait_for(|state| (state.machine.phase() == Phase::Completed).then_some(()))?;
+        for (index, one) in self.incoming().iter().enumerate() {
+            one.arriving.complete();
+            if let Some(record) = &self.record {
+                record.sets(index).remove();
+            }
+        }
+        let mut state = self.lock();
+        state.times.ended.get_or_insert_with(Instant::now);
+        Ok(())
+    }
+
+    /// Ends the threads; what was not accepted is given up.
+    pub(super) fn close(&self) {
+        self.give_up(&Error::new(ErrorKind::Cancelled, "the destination has gone"));
+        self.lock().closed = true;
+        self.changed.notify_all();
+    }
+
+    /// The life of the thread that carries out effects.
+    fn carry_out_effects(&self) {
+        let mut state = self.lock();
+        while !state.closed {
+            if state.again.is_some_and(|again| again <= Instant::now()) {
+                state.again = None;
+                state.machine.handle_retry();
+                self.changed.notify_all();
+            }
+            match state.machine.poll_effect() {
+                Some(DestinationEffect::Resume) => {
+                    // Whoever waits for it does that.
+                    state.resume = true;
+                    self.changed.notify_all();
+                }
+                Some(effect) => {
+                    drop(state);
+                    let result = self.carry_out(effect);
+                    if let Err(error) = &result {
+                        tracing::warn!(?effect, %error, "a step of a migration fails");
+                    }
+                    state = self.lock();
+                    if let Err(error) = &result {
+                        state.error = Some(error.clone());
+                    }
+                    state.machine.handle_result(result.map_err(|error| error.to_string()));
+                    self.changed.notify_all();
+                }
+                None => {
+                    if state.machine.failure().is_some() && state.again.is_none() {
+                        state.again = Some(Instant::now() + AGAIN);
+                    }
+                    let again = state.again;
+                    state = self.wait(state, again);
+                }
+            }
+        }
+    }
+
+    fn carry_out(&self, effect: DestinationEffect) -> Result<()> {
+        match effect {
+            DestinationEffect::Record(phase) => {
+                let Some(record) = &self.record else { return Ok(()) };
+                if let DestinationPhase::Accepted { .. } = phase {
+                    for one in self.incoming() {
+                        one.arriving.note()?;
+                    }
+                }
+                record.write(phase)
+            }
+            DestinationEffect::Discard => {
+                for one in self.incoming() {
+                    // What is written through stays, and is nobody's.
+                    let _ = one.arriving.home().discard();
+                }
+                Ok(())
+            }
+            DestinationEffect::Suspend => match &self.options.application {
+                Some(application) => application.suspend(),
+                None => {
+                    tracing::error!("the application was taken back at the origin, by force: it must be suspended here");
+                    Ok(())
+                }
+            },
+            DestinationEffect::Resume => Ok(()),
+        }
+    }
+
+    /// The life of the thread that asks the origin.
+    fn ask(&self) {
+        let mut state = self.lock();
+        while !state.closed {
+            let Some(request) = state.machine.poll_request() else {
+                state = self.wait(state, None);
+                continue;
+            };
+            drop(state);
+            let answered = self.carry_out_request(request);
+            state = self.lock();
+            let outcome = match answered {
+                Ok(reply) => {
+                    state.lost = None;
+                    Outcome::Done(reply)
+                }
+                Err(error) => {
+                    tracing::debug!(request = request.name(), %error, "the origin does not do what it was asked for");
+                    state.error = Some(error.clone());
+                    match error.kind() {
+                        // Not the answer of the origin, but that of who should have carried the question there.
+                        ErrorKind::Unavailable | ErrorKind::Cancelled => Outcome::Lost,
+                        _ if error.can_retry() => {
+                            Outcome::Refused { kind: RefusalKind::Later, reason: error.to_string() }
+                        }
+                        _ => Outcome::Refused { kind: RefusalKind::Over, reason: error.to_string() },
+                    }
+                }
+            };
+            let is_lost = outcome == Outcome::Lost;
+            state.machine.handle_outcome(request, outcome);
+            self.changed.notify_all();
+            if is_lost {
+                state = self.after_loss(state);
+            }
+        }
+    }
+
+    /// Waits before a request that was lost is made again; gives the migration up where that has lasted for too long.
+    fn after_loss<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        let since = *state.lost.get_or_insert_with(Instant::now);
+        let is_first = self.incoming.get().is_none() && state.machine.phase() == Phase::Preparing;
+        if is_first || since.elapsed() > self.options.remote.patience {
+            let error = state.error.clone().unwrap_or_else(not_now);
+            // Once it is accepted there is no way back, and the origin is told as soon as it is there again.
+            let _ = state.machine.handle_abort(Cause::Decided(error.to_string()));
+            self.changed.notify_all();
+        }
+        let until = Instant::now() + if since.elapsed() > AGAIN { AGAIN } else { PAUSE };
+        while !state.closed && Instant::now() < until {
+            state = self.wait(state, Some(until));
+        }
+        state
+    }
+
+    fn carry_out_request(&self, request: Request) -> Result<Reply> {
+        let id = request.id();
+        match request {
+            Request::Begin { .. } => Ok(Reply::Begun { generation: self.connect(id, false)? }),
+            Request::Look { .. } => Ok(Reply::Looked),
+            Request::Round { number, .. } => {
+                self.step_all(MigrateStep::Round { number })?;
+                Ok(Reply::Taken { number })
+            }
+            Request::Switch { number, .. } => {
+                let asked = Instant::now();
+                let migrated = self.step_all(MigrateStep::Switch { number })?;
+                let since = Duration::from_micros(migrated.micros) + self.incoming()[0].origin.round_trip() / 2;
+                let suspended = Instant::now().checked_sub(since).unwrap_or(asked).max(asked);
+                self.lock().times.suspended = Some(suspended);
+                Ok(Reply::Offered { token: Token(migrated.token), number })
+            }
+            Request::Accept { token, .. } => {
+                self.step_one(id, MigrateStep::Accept { token: token.0 })?;
+                Ok(Reply::Accepted)
+            }
+            Request::Abort { .. } => {
+                self.step_one(id, MigrateStep::Abort)?;
+                Ok(Reply::Aborted)
+            }
+            Request::Complete { token, .. } => {
+                self.step_one(id, MigrateStep::Complete { token: token.0 })?;
+                Ok(Reply::Completed)
+            }
+        }
+    }
+
+    /// A step of the whole migration.
+    fn step_one(&self, id: MigrationId, step: MigrateStep) -> Result<Migrated> {
+        match self.incoming().first() {
+            Some(one) => one.origin.migrate(step),
+            // After a restart, of what was given up: nothing of it is wanted here.
+            None => {
+                let (address, _) = &self.targets[0];
+                RemoteStore::connect_move(address, &self.options.remote, id.0, &self.owner)?.migrate(step)
+            }
+        }
+    }
+
+    /// A step that each region answers: what was written of it has not arrived.
+    fn step_all(&self, step: MigrateStep) -> Result<Migrated> {
+        let incoming = self.incoming();
+        let answers: Vec<Result<Migrated>> = match incoming {
+            [one] => vec![one.origin.migrate(step)],
+            all => std::thread::scope(|scope| {
+                let asked: Vec<_> =
+                    all.iter().map(|one| scope.spawn(move || one.origin.migrate(step))).collect();
+                let panicked = |panic| std::panic::resume_unwind(panic);
+                asked.into_iter().map(|answer| answer.join().unwrap_or_else(panicked)).collect()
+            }),
+        };
+        let answers = answers.into_iter().collect::<Result<Vec<_>>>()?;
+        for (one, answer) in incoming.iter().zip(&answers) {
+            if matches!(step, MigrateStep::Switch { .. }) && answer.state < OriginState::Offered {
+                return Err(Error::new(ErrorKind::Protocol, "the origin has not suspended the application"));
+            }
+            one.arriving.resize(answer.length)?;
+            one.arriving.invalidate(&answer.ranges);
+        }
+        let mut state = self.lock();
+        let micros = answers.iter().map(|answer| answer.micros).max().unwrap_or(0);
+        state.written = (answers.iter().map(|answer| answer.written).sum(), Duration::from_micros(micros));
+        state.report.region_bytes = answers.iter().map(|answer| answer.length).sum();
+        state.sets = answers.iter().map(|answer| answer.ranges.clone()).collect();
+        let longest = answers.into_iter().max_by_key(|answer| answer.micros);
+        longest.ok_or_else(not_now)
+    }
+
+    /// Opens the regions at the origin, and begins to take them in at their homes. Answers the number of the tracking.
+    fn connect(&self, id: MigrationId, accepted: bool) -> Result<u64> {
+        if let Some(known) = self.incoming.get() {
+            return Ok(known[0].origin.info().epoch);
+        }
+        let mut incoming: Vec<Arc<Incoming>> = Vec::new();
+        for (index, (address, home)) in self.targets.iter().enumerate() {
+            let remote = RemoteStore::connect_move(address, &self.options.remote, id.0, &self.owner)?;
+            let origin = Arc::new(remote);
+            let sets = self.record.as_ref().map(|record| record.sets(index));
+            incoming.push(Arc::new(self.arrive(id, (address, home), &origin, sets, accepted)?));
+        }
+        let generation = incoming[0].origin.info().epoch;
+        // Nobody else connects.
+        let _ = self.incoming.set(incoming);
+        Ok(generation)
+    }
+
+    fn arrive(
+        &self,
+        id: MigrationId,
+        (address, home): (&RegionAddress, &Arc<dyn Store>),
+        origin: &Arc<RemoteStore>,
+        sets: Option<SetsFile>,
+        accepted: bool,
+    ) -> Result<Incoming> {
+        let info = home.info();
+        let pages = Geometry::new(info.capacity, ChunkSize::PAGE).page_count();
+        if !info.writable {
+            let text = format!("the store for '{}' cannot be written to", address.name);
+            return Err(Error::new(ErrorKind::Unsupported, text));
+        }
+        let region = *info.id.as_bytes();
+        let present = match &sets {
+            Some(sets) if accepted => {
+                let known = sets.read(id, region, pages)?;
+                known.at(info.epoch).map_err(|error| sets.damaged(&error))?.clone()
+            }
+            _ => BitSet::new(pages),
+        };
+        home.fence()?;
+        let keeper = sets.map(|file| {
+            Box::new(Kept { file, id, region, sequence: AtomicU64::new(0) }) as Box<dyn Keeper>
+        });
+        let arriving = Arriving::new(home.clone(), origin.clone() as Arc<dyn Store>, present, keeper);
+        if !accepted {
+            // Whatever was there is not the region's.
+            arriving.invalidate(&[ByteRange::new(0, info.capacity)]);
+        }
+        let region = Region::new(&address.name, arriving.clone())?;
+        Ok(Incoming {
+            name: address.name.clone(),
+            origin: origin.clone(),
+            arriving,
+            region,
+            moved: Arc::new(AtomicU64::new(0)),
+            patience: self.options.remote.patience,
+        })
+    }
+}
+
+impl State {
+    pub(super) fn phase(&self) -> Phase {
+        self.machine.phase()
+    }
+
+    /// The last round whose set has come.
+    pub(super) fn round(&self) -> Option<u64> {
+        self.machine.round()
+    }
+
+    /// Why the regions do not come here, if that is so.
+    fn over(&self) -> Option<Error> {
+        match self.machine.phase() {
+            Phase::Aborting | Phase::Aborted => {
+                let known = self.error.clone();
+                let cause = self.machine.cause().map(ToString::to_string).unwrap_or_default();
+                let error = known.unwrap_or_else(|| Error::new(ErrorKind::Cancelled, cause));
+                Some(error.context("the migration is given up"))
+            }
+            Phase::Ousted => {
+                let text = "somebody at the origin has taken the application back by force; it must not run here";
+                Some(Error::new(ErrorKind::Fenced, text))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Whether it was given up since an earlier process of this side was ended.
+fn was_before(cause: &Cause) -> bool {
+    *cause == Cause::Restarted
+}
+
+/// Keeps which pages are durable at home in a file.
+struct Kept {
+    file: SetsFile,
+    id: MigrationId,
+    region: [u8; 16],
+    sequence: AtomicU64,
+}
+
+impl Keeper for Kept {
+    fn flushing(&self, epoch: u64, before: &BitSet, after: &BitSet) -> Result<()> {
+        let Self { id, region, .. } = *self;
+        let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
+        let (pages, next_pages) = (before.clone(), after.clone());
+        self.file.write(&HomeSets { id, region, sequence, epoch, pages, next_epoch: epoch + 1, next_pages })
+    }
+}
