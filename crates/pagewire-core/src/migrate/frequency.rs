@@ -1,0 +1,1 @@
+//! Which pages to send last, since they are written most often.
