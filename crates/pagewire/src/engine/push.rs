@@ -6,12 +6,13 @@
 //! pushed whatever fails or is lost on the way.
 //!
 //! Where the region has a cache on this host, what is collected is [kept](keep) there too, so that it survives
-//! this process.
+//! this process; and it is [remembered](track) for whoever moves the region to another host.
 //!
 //! A flush takes two round trips where little is written: one for the pages, and one for itself.
 
 mod keep;
 mod send;
+mod track;
 mod worker;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -86,6 +87,9 @@ struct Inner {
     writer: Writer,
     local: Arc<dyn LocalCopy>,
     options: PushOptions,
+    /// Held while something is collected, from before the local copy is looked through until what it answers is
+    /// marked.
+    collecting: Mutex<()>,
     state: Mutex<State>,
     /// Something has happened: an answer, a request, the end.
     moved: Condvar,
@@ -99,6 +103,8 @@ struct State {
     /// Whether the length has changed since, and whether keeping them fails.
     unkept_length: bool,
     keeping_fails: bool,
+    /// The pages that were written since somebody asked, where somebody wants to know.
+    tracked: Option<track::Tracked>,
     length: Lengths,
     /// The stage that the store was at when the first push of this round was sent.
     stage: u64,
@@ -186,6 +192,7 @@ impl Pusher {
             unkept: writer.region().cache().filter(|cache| cache.lasts()).map(|_| BitSet::new(pages)),
             unkept_length: false,
             keeping_fails: false,
+            tracked: None,
             length: Lengths { now: length, shortest: length, flushed: length, untold: None, tellings: 0 },
             stage: stage.number,
             flushes: stage.flushed,
@@ -200,6 +207,7 @@ impl Pusher {
             writer,
             local,
             options,
+            collecting: Mutex::default(),
             state: Mutex::new(state),
             moved: Condvar::new(),
             stopping: AtomicBool::new(false),
@@ -353,6 +361,7 @@ impl Inner {
             cache.keep_length(length)?;
             state.unkept_length = true;
         }
+        state.track_length(length);
         state.length.set(length);
         Ok(())
     }
@@ -376,3 +385,6 @@ impl Inner {
 fn closed() -> Error {
     Error::new(ErrorKind::Cancelled, "the region was closed")
 }
+
+#[cfg(test)]
+mod tests;

@@ -40,22 +40,6 @@ impl Patience {
 }
 
 impl Inner {
-    /// Takes what was written since the last time; from now on it has to be pushed.
-    pub(super) fn collect(&self, ranges: &mut Vec<ByteRange>) -> Result<()> {
-        ranges.clear();
-        self.local.take_dirty(ranges)?;
-        let mut state = self.lock();
-        let end = state.length.now;
-        for range in ranges.iter().map(|range| range.clamp_to(end)).filter(|range| !range.is_empty()) {
-            let pages = range.start / PAGE_SIZE..range.end.div_ceil(PAGE_SIZE);
-            if let Some(unkept) = &mut state.unkept {
-                unkept.insert_range(pages.clone());
-            }
-            state.pages.mark(pages);
-        }
-        Ok(())
-    }
-
     /// Pushes everything that is dirty, and has it acknowledged. While the store cannot be reached, it is
     /// waited for.
     pub(super) fn push(self: &Arc<Self>, patience: &mut Patience) -> Result<()> {

@@ -54,17 +54,17 @@ impl Inner {
         if self.is_stopping() {
             return false;
         }
-        let hurry = {
+        let (hurry, aside) = {
             let mut state = self.lock();
             let hurry = std::mem::take(&mut state.hurry);
             if state.over.is_some() {
                 return false;
             }
-            hurry
+            (hurry, state.bytes_aside())
         };
         let Some(interval) = self.options.interval.filter(|_| !hurry) else { return hurry };
         pushed.elapsed() >= interval
-            || self.local.count_dirty().is_ok_and(|bytes| bytes >= self.options.max_dirty)
+            || self.local.count_dirty().is_ok_and(|bytes| bytes + aside >= self.options.max_dirty)
     }
 
     fn push_in_background(self: &Arc<Self>, ranges: &mut Vec<ByteRange>) -> Result<()> {
@@ -171,20 +171,14 @@ impl Inner {
         };
         loop {
             let result = self.wait_for(|done| self.writer.flush(Flush { number, stage, done }));
-            let mut state = self.lock();
             let error = match result {
                 Ok(info) => {
-                    let clean = state.pages.clean_after(&set);
-                    let done = state.pages.end_flush(set, true);
-                    state.flushed(lengths, info.epoch);
-                    drop(state);
-                    if done {
-                        self.local.flushed(&clean);
-                    }
+                    self.covered(set, lengths, info.epoch, None);
                     return Ok(Some(info));
                 }
                 Err(error) => error,
             };
+            let mut state = self.lock();
             state.failed(error.clone());
             state.failure = None;
             if error.kind() != ErrorKind::Unavailable {
@@ -207,20 +201,13 @@ impl Inner {
             if now.number == stage && go_on.is_some() {
                 continue;
             }
-            let mut state = self.lock();
-            state.stage = now.number;
             if now.number != stage && now.flushed >= number {
-                let clean = state.pages.clean_after(&set);
-                let done = state.pages.end_flush(set, true);
                 let info = self.writer.region().info();
-                state.flushed(lengths, info.epoch);
-                state.lost();
-                drop(state);
-                if done {
-                    self.local.flushed(&clean);
-                }
+                self.covered(set, lengths, info.epoch, Some(now.number));
                 return Ok(Some(info));
             }
+            let mut state = self.lock();
+            state.stage = now.number;
             let _done = state.pages.end_flush(set, false);
             state.lost();
             return if go_on.is_some() { Ok(None) } else { Err(error) };
@@ -230,7 +217,7 @@ impl Inner {
 
 impl super::State {
     /// A flush is done, of a region that had this length.
-    fn flushed(&mut self, length: u64, epoch: u64) {
+    pub(super) fn flushed(&mut self, length: u64, epoch: u64) {
         self.length.flushed = length;
         self.length.shortest = self.length.now;
         if let Some(unkept) = &mut self.unkept {
