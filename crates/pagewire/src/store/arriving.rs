@@ -24,12 +24,12 @@ use pagewire_core::chunk::{ByteRange, PAGE_SIZE};
 
 use super::joined::JoinedReads;
 use super::{
-    AtOnce, Capabilities, Completion, Flush, HashRequest, Info, Lent, Read, STAGED, Sink, Stage, Store, Traffic,
-    wait,
+    AtOnce, Capabilities, Completion, Flush, HashRequest, Info, Lent, Read, STAGED, Sink, Stage, Store,
+    Traffic, wait,
 };
 use crate::error::{Error, ErrorKind, Result};
-use fill::Kept;
 pub(crate) use fill::Filling;
+use fill::Kept;
 use pages::{Pages, whole_pages};
 
 /// Takes note, durably, of which pages are durable at home.

@@ -80,7 +80,8 @@ fn options(mode: Mode) -> DestinationOptions {
 
 fn take_over(address: &RegionAddress, options: DestinationOptions) -> (Arc<Destination>, Arc<MemoryStore>) {
     let home = Arc::new(MemoryStore::with_capacity(0, LENGTH + 10_000));
-    let destination = Destination::start(&[(address.clone(), home.clone() as Arc<dyn Store>)], options).unwrap();
+    let destination =
+        Destination::start(&[(address.clone(), home.clone() as Arc<dyn Store>)], options).unwrap();
     (destination, home)
 }
 
@@ -245,8 +246,7 @@ fn two_regions_of_one_application_are_taken_over_together_or_not_at_all() {
     one.write(0, &first).unwrap();
     two.write(0, &second).unwrap();
     let writer = Writer::parked(one.clone(), Steps::new(1, 4096));
-    let regions =
-        vec![("one".to_owned(), one as Arc<dyn Live>), ("two".to_owned(), two as Arc<dyn Live>)];
+    let regions = vec![("one".to_owned(), one as Arc<dyn Live>), ("two".to_owned(), two as Arc<dyn Live>)];
     let origin = Origin::new(regions, writer.application(), OriginOptions::default()).unwrap();
     let server = Server::new([], ServerOptions::default()).unwrap();
     server.offer(&origin).unwrap();

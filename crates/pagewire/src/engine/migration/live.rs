@@ -86,7 +86,10 @@ impl Store for LiveStore {
     }
 
     fn write(&self, _: &[ByteRange], _: &[u8], done: Completion) {
-        done(Err(Error::new(ErrorKind::Unsupported, "a region that is being moved is written by its application")));
+        done(Err(Error::new(
+            ErrorKind::Unsupported,
+            "a region that is being moved is written by its application",
+        )));
     }
 
     fn flush(&self, flush: Flush) {

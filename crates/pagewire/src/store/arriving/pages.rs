@@ -94,7 +94,11 @@ impl Pages {
                 let is_here = state.is_here(page);
                 let end = (page..pages.end).find(|page| state.is_here(*page) != is_here).unwrap_or(pages.end);
                 let part = ByteRange::of_pages(page..end).intersect(*range);
-                if is_here { here.push(part) } else { there.push(part) }
+                if is_here {
+                    here.push(part)
+                } else {
+                    there.push(part)
+                }
                 page = end;
             }
         }
@@ -154,8 +158,11 @@ impl Pages {
     pub(super) fn begin_change(&self, ranges: &[ByteRange]) -> Change {
         let mut state = self.lock();
         let len = state.present.len();
-        let touched: Vec<Range<u64>> =
-            ranges.iter().map(|range| touched_pages(*range)).map(|p| p.start.min(len)..p.end.min(len)).collect();
+        let touched: Vec<Range<u64>> = ranges
+            .iter()
+            .map(|range| touched_pages(*range))
+            .map(|p| p.start.min(len)..p.end.min(len))
+            .collect();
         loop {
             let is_busy = |pages: &Range<u64>| {
                 state.filling.count_range(pages.clone()) + state.changing.count_range(pages.clone()) > 0

@@ -199,7 +199,11 @@ fn a_page_that_is_written_while_it_comes_stays_what_was_written() {
             let written = (page + seed) % 3 == 0;
             let at = (page * PAGE_SIZE) as usize;
             assert!(
-                if written { bytes == [0xab; PAGE_SIZE as usize] } else { bytes == frozen[at..at + bytes.len()] },
+                if written {
+                    bytes == [0xab; PAGE_SIZE as usize]
+                } else {
+                    bytes == frozen[at..at + bytes.len()]
+                },
                 "page {page} of seed {seed}"
             );
         }
