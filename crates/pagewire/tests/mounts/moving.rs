@@ -15,7 +15,9 @@ use pagewire_core::bitmap::BitSet;
 use pagewire_sys::file_mapping::FileMapping;
 use pagewire_sys::mapping::Protection;
 
-use crate::support::{HANG, Host, errno, fails_with, kind, pattern, read_at, run, wait_until, within, writable};
+use crate::support::{
+    HANG, Host, errno, fails_with, kind, pattern, read_at, run, wait_until, within, writable,
+};
 
 const PAGE: u64 = 4096;
 const CAPACITY: u64 = 512 * PAGE;
