@@ -32,9 +32,9 @@ pub use cursor::Malformed;
 pub use data::{DataHeader, Encoding, Trailer};
 pub use header::{Class, FrameType, HEADER_LEN, Header};
 pub use message::{
-    Hello, HelloReply, Leased, ListReply, MigrateRequest, MigrateStep, Migrated, MigrationAction, MigrationState,
-    Notification, OpenMode, OriginState, RegionInfo, RemoteError, RemoteErrorKind, Reply, Request, Role,
-    TreeRequest,
+    Hello, HelloReply, Leased, ListReply, MigrateRequest, MigrateStep, Migrated, MigrationAction,
+    MigrationState, Notification, OpenMode, OriginState, RegionInfo, RemoteError, RemoteErrorKind, Reply,
+    Request, Role, TreeRequest,
 };
 pub use write::{PackedWriteHeader, WriteHeader};
 

@@ -119,8 +119,7 @@ pub(super) fn greet(
     };
     let round_trip = asked.elapsed();
     if matches!(open, Some(Request::Open { mode: OpenMode::Move { .. }, .. })) && hello.version < MOVES {
-        let text =
-            format!("{peer} is too old: regions can be moved from version {MOVES} of the protocol on");
+        let text = format!("{peer} is too old: regions can be moved from version {MOVES} of the protocol on");
         return Err(Error::new(ErrorKind::Unsupported, text));
     }
     let opened = match open {

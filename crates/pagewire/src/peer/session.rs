@@ -23,8 +23,8 @@ use pagewire_core::chunk::ByteRange;
 use pagewire_core::delta::Node;
 use pagewire_core::pack::Compression;
 use pagewire_core::wire::{
-    InstanceId, MigrateRequest, MigrateStep, Migrated, Notification, RegionInfo, Reply, Request, SessionToken,
-    TreeRequest,
+    InstanceId, MigrateRequest, MigrateStep, Migrated, Notification, RegionInfo, Reply, Request,
+    SessionToken, TreeRequest,
 };
 
 use super::call::{Answer, Ask, Call, ReplyTo};

@@ -24,12 +24,12 @@ use pagewire_core::chunk::{ByteRange, PAGE_SIZE};
 
 use super::joined::JoinedReads;
 use super::{
-    AtOnce, Capabilities, Completion, Flush, HashRequest, Info, Lent, Read, STAGED, Sink, Stage, Store, Traffic,
-    wait,
+    AtOnce, Capabilities, Completion, Flush, HashRequest, Info, Lent, Read, STAGED, Sink, Stage, Store,
+    Traffic, wait,
 };
 use crate::error::{Error, ErrorKind, Result};
-use fill::Kept;
 pub(crate) use fill::Filling;
+use fill::Kept;
 use pages::{Pages, whole_pages};
 
 /// Takes note, durably, of which pages are durable at home.
@@ -289,14 +289,14 @@ impl Store for Arriving {
                 return done(Err(error));
             }
         }
+        // Nothing comes meanwhile of what is between the two.
         let behind = ByteRange::new(length.min(now), length.max(now));
         let change = self.pages.begin_change(&[behind]);
         let result = wait(|done| self.home.set_length(length, done));
-        // What is behind an end is zeroes, and nobody's to ask for.
-        self.pages.end_change(change, result.is_ok(), self.home.stage());
         if result.is_ok() {
-            self.pages.resized(length);
+            self.pages.set_length(length);
         }
+        self.pages.end_change(change, false, self.home.stage());
         done(result);
     }
 

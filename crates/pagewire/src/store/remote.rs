@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use pagewire_core::chunk::{ByteRange, PAGE_SIZE};
 use pagewire_core::wire::{
-    ListReply, MigrateStep, Migrated, MigrationAction, MigrationState, RegionInfo, Reply, Request, TreeRequest,
+    ListReply, MigrateStep, Migrated, MigrationAction, MigrationState, RegionInfo, Reply, Request,
+    TreeRequest,
 };
 use uuid::Uuid;
 

@@ -35,16 +35,15 @@ fn request() -> impl Strategy<Value = Request> {
         hello().prop_map(Request::Hello),
         proptest::collection::vec(any::<u8>(), 0..=64).prop_map(Request::Ping),
         name().prop_map(|after| Request::List { after }),
-        (name(), any::<(Option<u64>, Option<[u8; 16]>)>(), name(), any::<Option<([u8; 16], u64)>>()).prop_map(
-            |(name, mode, owner, resume)| {
+        (name(), any::<(Option<u64>, Option<[u8; 16]>)>(), name(), any::<Option<([u8; 16], u64)>>())
+            .prop_map(|(name, mode, owner, resume)| {
                 let mode = match mode {
                     (Some(token), _) => OpenMode::Write { token, owner },
                     (None, Some(id)) => OpenMode::Move { id, owner },
                     (None, None) => OpenMode::Read,
                 };
                 Request::Open { name, mode, resume }
-            }
-        ),
+            }),
         any::<(u32, u64)>().prop_map(|(handle, since)| Request::Changes { handle, since }),
         any::<(u32, u64)>().prop_map(|(handle, length)| Request::SetLength { handle, length }),
         any::<(u32, u64)>().prop_map(|(handle, number)| Request::Flush { handle, number }),
@@ -65,8 +64,7 @@ fn request() -> impl Strategy<Value = Request> {
         }),
         any::<u32>().prop_map(|handle| Request::Refresh { handle }),
         tree(),
-        (any::<u32>(), step())
-            .prop_map(|(handle, step)| Request::Migrate(MigrateRequest { handle, step })),
+        (any::<u32>(), step()).prop_map(|(handle, step)| Request::Migrate(MigrateRequest { handle, step })),
         (name(), action()).prop_map(|(name, action)| Request::Migration { name, action }),
         Just(Request::Unknown(FrameType::SUBSCRIBE)),
     ]

@@ -5,9 +5,7 @@
 
 use std::sync::Arc;
 
-use pagewire_core::wire::{
-    MigrateRequest, MigrationAction, MigrationState, RegionInfo, Reply,
-};
+use pagewire_core::wire::{MigrateRequest, MigrationAction, MigrationState, RegionInfo, Reply};
 
 use super::Shared;
 use super::outgoing::Outgoing;

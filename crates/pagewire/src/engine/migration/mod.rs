@@ -17,6 +17,7 @@ mod record;
 
 pub use destination::{Arrived, Destination, DestinationOptions, Report, When};
 pub use live::Live;
-pub use pagewire_core::migrate::{Goals, Mode, Phase};
-pub use origin::{Application, Origin, OriginOptions, OriginStatus, Outcome};
 pub(crate) use origin::Place;
+pub use origin::{Application, Origin, OriginOptions, OriginStatus, Outcome};
+pub use pagewire_core::migrate::{Goals, Mode, Phase};
+pub use pagewire_core::wire::{MigrationAction, MigrationState, OriginState};

@@ -122,7 +122,7 @@ struct Joined {
 }
 
 /// A region that a session of the destination has open.
-pub struct Place {
+pub(crate) struct Place {
     inner: Arc<Inner>,
     index: usize,
     id: MigrationId,
@@ -259,13 +259,7 @@ impl Origin {
     }
 
     /// Joins the migration `id` with the region `name`, or begins it; `tracking` is what was joined before.
-    pub(crate) fn join(
-        &self,
-        name: &str,
-        id: [u8; 16],
-        owner: &str,
-        tracking: Option<u64>,
-    ) -> Result<Place> {
+    pub(crate) fn join(&self, name: &str, id: [u8; 16], owner: &str, tracking: Option<u64>) -> Result<Place> {
         let (inner, id) = (&self.inner, MigrationId(id));
         let index = inner.regions.iter().position(|region| region.name == name);
         let index = index.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("no region '{name}'")))?;
@@ -511,7 +505,9 @@ impl State {
             text = format!("{text} ({why}; it is tried again)");
         }
         match self.machine.last_ending() {
-            Some((_, ending)) if self.machine.phase() == Phase::Idle => format!("{text}; the last one ended: {ending}"),
+            Some((_, ending)) if self.machine.phase() == Phase::Idle => {
+                format!("{text}; the last one ended: {ending}")
+            }
             _ => text,
         }
     }

@@ -38,8 +38,7 @@ pub(super) struct Written {
 
 impl Outgoing {
     pub(super) fn new(name: String, live: Arc<dyn Live>) -> Self {
-        let sets =
-            Sets { pending: BitSet::new(0), kept: None, written: 0, looked: Instant::now() };
+        let sets = Sets { pending: BitSet::new(0), kept: None, written: 0, looked: Instant::now() };
         Self { name, live, sets: Mutex::new(sets) }
     }
 

@@ -28,7 +28,8 @@ struct Slots {
 
 impl Slots {
     fn open(path: &Path) -> Result<Self> {
-        let failed = |error: &io::Error| Error::io(format!("cannot use the record {}", path.display()), error);
+        let failed =
+            |error: &io::Error| Error::io(format!("cannot use the record {}", path.display()), error);
         let file = File::options().read(true).write(true).create(true).truncate(false).open(path);
         let file = file.map_err(|error| failed(&error))?;
         match pagewire_sys::file::lock_exclusive(file.as_fd()) {

@@ -57,7 +57,8 @@ fn every_pinned_epoch_stays_what_it_was() {
         for (pin, bytes) in pins.iter().zip(&model) {
             assert_eq!(&image(&region, pin.epoch(), 20_000).unwrap(), bytes);
             let changes = region.changes(pin.epoch()).unwrap();
-            for (index, (old, new)) in bytes.chunks(4096).zip(model[round as usize].chunks(4096)).enumerate() {
+            for (index, (old, new)) in bytes.chunks(4096).zip(model[round as usize].chunks(4096)).enumerate()
+            {
                 let page = ByteRange::of_pages(index as u64..index as u64 + 1);
                 let told = changes.iter().any(|change| change.overlaps(page));
                 assert!(told || old == new, "page {index} since epoch {}", pin.epoch());

@@ -75,7 +75,12 @@ pub(crate) struct Filling<F> {
 impl<F: FnOnce(Result<()>) + Send> Filling<F> {
     /// Counts what comes in `bytes`, and calls `done` at the end.
     pub(crate) fn new(arriving: Arc<Arriving>, bytes: Arc<AtomicU64>, done: F) -> Self {
-        Self { arriving, bytes, failure: std::sync::Mutex::default(), done: std::sync::Mutex::new(Some(done)) }
+        Self {
+            arriving,
+            bytes,
+            failure: std::sync::Mutex::default(),
+            done: std::sync::Mutex::new(Some(done)),
+        }
     }
 }
 

@@ -1,8 +1,8 @@
 //! What the tests share: regions to serve, and deadlines.
 
+pub(crate) mod application;
 #[cfg(feature = "tls")]
 pub(crate) mod certificates;
-pub(crate) mod application;
 pub(crate) mod fake_server;
 pub(crate) mod fragile;
 pub(crate) mod frames;

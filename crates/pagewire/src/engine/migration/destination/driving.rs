@@ -69,7 +69,8 @@ impl Inner {
         options: DestinationOptions,
     ) -> Result<Self> {
         let origin = regions[0].0.to_string();
-        let record = options.record.as_deref().map(|path| DestinationFile::open(path, &origin)).transpose()?;
+        let record =
+            options.record.as_deref().map(|path| DestinationFile::open(path, &origin)).transpose()?;
         let earlier = record.as_ref().map(DestinationFile::read).transpose()?.flatten();
         let machine = match earlier {
             Some(earlier) => {
@@ -171,7 +172,9 @@ impl Inner {
                     let patience = self.options.remote.patience;
                     if state.lost.is_some_and(|lost| lost.elapsed() > patience) {
                         let error = state.error.clone().unwrap_or_else(not_now);
-                        return Err(error.context("the origin cannot be told that an earlier migration is given up"));
+                        return Err(
+                            error.context("the origin cannot be told that an earlier migration is given up")
+                        );
                     }
                     drop(self.wait(state, Some(Instant::now() + PAUSE)));
                 }
@@ -194,7 +197,9 @@ impl Inner {
         loop {
             match self.connect(id, true) {
                 Ok(_) => return Ok(self.incoming().len()),
-                Err(error) if is_passing(&error) && Instant::now() + PAUSE < deadline => std::thread::sleep(PAUSE),
+                Err(error) if is_passing(&error) && Instant::now() + PAUSE < deadline => {
+                    std::thread::sleep(PAUSE);
+                }
                 Err(error) => return Err(error.context("the rest of the regions is at the origin")),
             }
         }
@@ -238,7 +243,8 @@ impl Inner {
         drop(state);
         let moved: u64 = self.incoming().iter().map(|one| one.moved()).sum();
         report.moved_bytes = moved;
-        report.moved_after = if report.switch_after > 0.0 { moved - report.moved_after.min(moved) } else { 0 };
+        report.moved_after =
+            if report.switch_after > 0.0 { moved - report.moved_after.min(moved) } else { 0 };
         report
     }
 
@@ -273,7 +279,8 @@ impl Inner {
         match state.machine.is_finished() {
             true => Ok(()),
             false => {
-                let text = "it is given up, but the origin does not know yet; it is told when it is there again";
+                let text =
+                    "it is given up, but the origin does not know yet; it is told when it is there again";
                 Err(Error::new(ErrorKind::Unavailable, text))
             }
         }
@@ -383,7 +390,9 @@ impl Inner {
             DestinationEffect::Suspend => match &self.options.application {
                 Some(application) => application.suspend(),
                 None => {
-                    tracing::error!("the application was taken back at the origin, by force: it must be suspended here");
+                    tracing::error!(
+                        "the application was taken back at the origin, by force: it must be suspended here"
+                    );
                     Ok(())
                 }
             },
@@ -458,7 +467,8 @@ impl Inner {
             Request::Switch { number, .. } => {
                 let asked = Instant::now();
                 let migrated = self.step_all(MigrateStep::Switch { number })?;
-                let since = Duration::from_micros(migrated.micros) + self.incoming()[0].origin.round_trip() / 2;
+                let since =
+                    Duration::from_micros(migrated.micros) + self.incoming()[0].origin.round_trip() / 2;
                 let suspended = Instant::now().checked_sub(since).unwrap_or(asked).max(asked);
                 self.lock().times.suspended = Some(suspended);
                 Ok(Reply::Offered { token: Token(migrated.token), number })
@@ -560,9 +570,8 @@ impl Inner {
             _ => BitSet::new(pages),
         };
         home.fence()?;
-        let keeper = sets.map(|file| {
-            Box::new(Kept { file, id, region, sequence: AtomicU64::new(0) }) as Box<dyn Keeper>
-        });
+        let keeper = sets
+            .map(|file| Box::new(Kept { file, id, region, sequence: AtomicU64::new(0) }) as Box<dyn Keeper>);
         let arriving = Arriving::new(home.clone(), origin.clone() as Arc<dyn Store>, present, keeper);
         if !accepted {
             // Whatever was there is not the region's.
@@ -600,7 +609,8 @@ impl State {
                 Some(error.context("the migration is given up"))
             }
             Phase::Ousted => {
-                let text = "somebody at the origin has taken the application back by force; it must not run here";
+                let text =
+                    "somebody at the origin has taken the application back by force; it must not run here";
                 Some(Error::new(ErrorKind::Fenced, text))
             }
             _ => None,
