@@ -289,14 +289,14 @@ impl Store for Arriving {
                 return done(Err(error));
             }
         }
+        // Nothing comes meanwhile of what is between the two.
         let behind = ByteRange::new(length.min(now), length.max(now));
         let change = self.pages.begin_change(&[behind]);
         let result = wait(|done| self.home.set_length(length, done));
-        // What is behind an end is zeroes, and nobody's to ask for.
-        self.pages.end_change(change, result.is_ok(), self.home.stage());
         if result.is_ok() {
-            self.pages.resized(length);
+            self.pages.set_length(length);
         }
+        self.pages.end_change(change, false, self.home.stage());
         done(result);
     }
 

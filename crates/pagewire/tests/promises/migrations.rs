@@ -7,11 +7,11 @@ use pagewire::access::serve::{Server, ServerOptions};
 use pagewire::access::uffd::{WritableMapping, WriteOptions};
 use pagewire::address::{PeerAddress, RegionAddress};
 use pagewire::engine::migration::{
-    Destination, DestinationOptions, Goals, Live, Mode, Origin, OriginOptions, Outcome,
+    Destination, DestinationOptions, Goals, Live, MigrationAction, Mode, Origin, OriginOptions, OriginState,
+    Outcome,
 };
 use pagewire::engine::{PushOptions, Region};
 use pagewire::store::{Blocking, MemoryStore, RemoteOptions, Store, migration};
-use pagewire::wire::{MigrationAction, OriginState};
 use pagewire::{ErrorKind, PullOrder};
 
 use crate::support::application::{Steps, Writer};
@@ -23,7 +23,7 @@ const LENGTH: u64 = (2 << 20) + 5000;
 const MODES: [Mode; 4] = [Mode::Auto, Mode::PreCopy, Mode::PostCopy, Mode::Hybrid];
 
 fn memory(length: u64) -> Arc<MemoryStore> {
-    let store = Arc::new(MemoryStore::with_capacity(length, length + 10_000));
+    let store = Arc::new(MemoryStore::with_capacity(length, length + 100_001));
     store.flush_all().unwrap();
     store
 }
@@ -79,7 +79,7 @@ fn options(mode: Mode) -> DestinationOptions {
 }
 
 fn take_over(address: &RegionAddress, options: DestinationOptions) -> (Arc<Destination>, Arc<MemoryStore>) {
-    let home = Arc::new(MemoryStore::with_capacity(0, LENGTH + 10_000));
+    let home = Arc::new(MemoryStore::with_capacity(0, LENGTH + 100_001));
     let destination =
         Destination::start(&[(address.clone(), home.clone() as Arc<dyn Store>)], options).unwrap();
     (destination, home)
@@ -153,7 +153,8 @@ fn every_length_and_mode_arrives_as_it_was() {
             let mapping = arrived_as.unwrap();
             let mut found = vec![0; length as usize];
             mapping.read(0, &mut found).unwrap();
-            assert!(found == bytes, "{length} bytes by {mode:?}");
+            let differs = found.iter().zip(&bytes).position(|(found, byte)| found != byte);
+            assert_eq!(differs, None, "{length} bytes by {mode:?}");
             destination.finish().unwrap();
             let info = home.info();
             assert_eq!(info.length, length);
@@ -227,7 +228,7 @@ fn a_destination_that_is_gone_before_the_switch_is_forgotten() {
     let (destination, _) = take_over(&host.address(), options(Mode::Auto));
     assert_eq!(host.origin.state().state, OriginState::Tracking);
     // Nobody else takes over meanwhile.
-    let home: Arc<dyn Store> = Arc::new(MemoryStore::new(LENGTH + 10_000));
+    let home: Arc<dyn Store> = Arc::new(MemoryStore::new(LENGTH + 100_001));
     let second = Destination::start(&[(host.address(), home)], options(Mode::Auto));
     assert_eq!(second.err().unwrap().kind(), ErrorKind::Busy);
     drop(destination);
@@ -251,7 +252,7 @@ fn two_regions_of_one_application_are_taken_over_together_or_not_at_all() {
     let server = Server::new([], ServerOptions::default()).unwrap();
     server.offer(&origin).unwrap();
     let peer = server.listen(&anywhere()).unwrap();
-    let home = || Arc::new(MemoryStore::new(400_000));
+    let home = || Arc::new(MemoryStore::new(500_000));
     let homes = [home(), home()];
     let half = [(region_at(&peer, "one"), homes[0].clone() as Arc<dyn Store>)];
     let destination = Destination::start(&half, options(Mode::Auto)).unwrap();
@@ -264,7 +265,13 @@ fn two_regions_of_one_application_are_taken_over_together_or_not_at_all() {
         .map(|(name, home)| (region_at(&peer, name), home.clone() as Arc<dyn Store>))
         .collect();
     let destination = Destination::start(&both, options(Mode::Hybrid)).unwrap();
-    destination.run(|arrived| Ok(assert_eq!(arrived.regions[1].0, "two"))).unwrap();
+    let report = destination
+        .run(|arrived| {
+            assert_eq!(arrived.regions[1].0, "two");
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(report.mode, "hybrid");
     destination.finish().unwrap();
     for (home, bytes) in homes.iter().zip([first, second]) {
         let info = home.info();
@@ -323,9 +330,9 @@ fn a_migration_goes_on_over_a_network_that_cuts() {
     for (round, mode) in MODES.into_iter().enumerate() {
         let steps = Steps::new(60 + round as u64, LENGTH);
         let host = Host::new(&start_region(LENGTH), &steps, OriginOptions::default());
-        host.mapping.write(1 << 20, &pattern(1 << 20, 9)[..0]).unwrap();
-        let proxy = Proxy::start(&host.peer, Weather::cuts(support::random::seed(7 + round as u64)));
-        let address = region_at(proxy.address(), "state");
+        let weather = Weather { cuts: 12, cut_within: 600_000, ..Weather::default() };
+        let proxy = Proxy::new(&host.peer, support::random::seed(7 + round as u64), weather);
+        let address = region_at(&proxy.address(), "state");
         let (destination, _) = take_over(&address, options(mode));
         let mut next = None;
         destination
@@ -354,7 +361,12 @@ fn the_server_of_an_origin_is_away_while_the_rest_comes() {
         Host::new(&start_region(LENGTH), &steps, OriginOptions::default());
     let (destination, _) = take_over(&region_at(&peer, "state"), options(Mode::PostCopy));
     let mut next = None;
-    destination.run(|arrived| Ok(next = Some(map(&arrived.regions[0].1)))).unwrap();
+    destination
+        .run(|arrived| {
+            next = Some(map(&arrived.regions[0].1));
+            Ok(())
+        })
+        .unwrap();
     drop(server);
     let rest = std::thread::spawn(move || destination.finish().map(drop));
     std::thread::sleep(Duration::from_millis(50));

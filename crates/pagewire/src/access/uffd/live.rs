@@ -41,7 +41,8 @@ impl Live for WritableMapping {
     }
 
     fn track(&self) -> Result<()> {
-        self.pusher.track()
+        self.pusher.track();
+        Ok(())
     }
 
     fn untrack(&self) {

@@ -12,7 +12,7 @@ mod report;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pagewire_core::migrate::{Goals, Phase};
 
@@ -165,9 +165,4 @@ impl Drop for Destination {
 
 fn not_now() -> Error {
     Error::new(ErrorKind::Cancelled, "the migration was closed")
-}
-
-/// Since when something lasts, in seconds.
-fn seconds(since: Instant) -> f64 {
-    since.elapsed().as_secs_f64()
 }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use pagewire_core::chunk::ByteRange;
+use pagewire_core::chunk::{ByteRange, PAGE_SIZE};
 use pagewire_core::wire::{MAX_RANGES, MigrateStep, Migrated};
 
 use crate::engine::Region;
@@ -61,11 +61,15 @@ impl Incoming {
     pub(super) fn carry(&self, first: &[ByteRange], is_over: &dyn Fn() -> bool) -> Result<Carried> {
         let (mut progress, mut since) = (self.moved(), Instant::now());
         loop {
-            let ranges = ordered(first, self.arriving.absent());
+            let end = self.origin.info().length;
+            // The origin gives whole pages, past the region's end too.
+            let whole = |range: ByteRange| range.align_out(PAGE_SIZE).clamp_to(end);
+            let ranges: Vec<ByteRange> =
+                ordered(first, self.arriving.absent()).into_iter().map(whole).collect();
             if ranges.is_empty() {
                 return Ok(Carried::All);
             }
-            match self.carry_once(ranges, is_over) {
+            match self.carry_once(&ranges, is_over) {
                 Ok(Carried::All) => {}
                 Ok(Carried::InPart) => return Ok(Carried::InPart),
                 Err(error) if !is_passing(&error) => return Err(error.context(format!("'{}'", self.name))),
@@ -85,7 +89,7 @@ impl Incoming {
         }
     }
 
-    fn carry_once(&self, ranges: Vec<ByteRange>, is_over: &dyn Fn() -> bool) -> Result<Carried> {
+    fn carry_once(&self, ranges: &[ByteRange], is_over: &dyn Fn() -> bool) -> Result<Carried> {
         for ranges in ranges.chunks(MAX_RANGES) {
             let (sender, ended) = mpsc::sync_channel(1);
             let sink = Arc::new(Filling::new(self.arriving.clone(), self.moved.clone(), move |result| {

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use pagewire_core::bitmap::BitSet;
-use pagewire_core::chunk::ByteRange;
+use pagewire_core::chunk::{ByteRange, PAGE_SIZE, round_up};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::{Capabilities, Completion, Flush, Info, Read, Store};
+use crate::sink::Part;
+use crate::store::{Capabilities, Completion, Flush, Gather, Info, Read, Store};
 
 /// A region that an application on this host reads and writes, and that can be moved to another host meanwhile.
 ///
@@ -18,7 +19,8 @@ pub trait Live: Send + Sync {
     /// Submits a read of what the application sees, whatever the epoch that it names. Each page is as it was at one
     /// moment, or torn where it was written just then: then it is in the next answer of [`Live::take_written`].
     ///
-    /// Ranges are aligned to pages, and may pass the region's length: what is behind are zeroes.
+    /// Ranges are aligned to pages, but for the region's end. Where one passes it, since the region has just become
+    /// shorter, what is behind are zeroes.
     fn read(&self, read: Read);
 
     /// Begins to remember which pages are written; what was remembered before is forgotten.
@@ -79,9 +81,43 @@ impl Store for LiveStore {
 
     fn read(&self, read: Read) {
         let info = self.info();
-        match read.ranges.iter().find_map(|&range: &ByteRange| info.check(range).err()) {
-            Some(error) => read.sink.done(Err(error)),
-            None => self.live.read(read),
+        if let Some(error) = read.ranges.iter().find_map(|&range| info.check(range).err()) {
+            return read.sink.done(Err(error));
+        }
+        let length = self.live.info().length;
+        let (whole, end) = (length / PAGE_SIZE * PAGE_SIZE, round_up(length, PAGE_SIZE).min(info.length));
+        if read.ranges.iter().all(|range| range.end <= whole) {
+            return self.live.read(read);
+        }
+        // The wire knows whole pages, up to the capacity.
+        let Read { ranges, epoch, urgency, sink } = read;
+        let part = |of: ByteRange| -> Vec<ByteRange> {
+            ranges.iter().map(|range| range.intersect(of)).filter(|range| !range.is_empty()).collect()
+        };
+        let (front, last) = (part(ByteRange::new(0, whole)), part(ByteRange::new(whole, end)));
+        part(ByteRange::new(end, info.length)).into_iter().for_each(|behind| sink.part(Part::Zero(behind)));
+        let live = self.live.clone();
+        let go_on = move |result: Result<Vec<u8>>, last: Option<ByteRange>| {
+            match (result, last) {
+                (Err(error), _) => return sink.done(Err(error)),
+                (Ok(mut bytes), Some(last)) => {
+                    bytes.resize(last.len() as usize, 0);
+                    sink.part(Part::Bytes { offset: last.start, bytes: &bytes });
+                }
+                (Ok(_), None) => {}
+            }
+            match front.is_empty() {
+                true => sink.done(Ok(())),
+                false => live.read(Read { ranges: front, epoch, urgency, sink }),
+            }
+        };
+        match last.first().copied() {
+            None => go_on(Ok(Vec::new()), None),
+            Some(last) => {
+                let known = last.clamp_to(length);
+                let sink = Gather::new(known, move |result| go_on(result, Some(last)));
+                self.live.read(Read { ranges: vec![known], epoch, urgency, sink });
+            }
         }
     }
 

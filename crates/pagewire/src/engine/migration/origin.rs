@@ -122,7 +122,7 @@ struct Joined {
 }
 
 /// A region that a session of the destination has open.
-pub struct Place {
+pub(crate) struct Place {
     inner: Arc<Inner>,
     index: usize,
     id: MigrationId,

@@ -20,7 +20,7 @@ struct State {
     stage: u64,
     /// The length that the region has for its writer, in bytes.
     length: u64,
-    /// The pages that have arrived, or were written. Those behind the end count as such.
+    /// The pages that have arrived, or were written, or became the region's when that became longer here.
     present: BitSet,
     /// Those of them that a flush has covered.
     durable: BitSet,
@@ -60,7 +60,7 @@ fn touched_pages(range: ByteRange) -> Range<u64> {
 impl Pages {
     pub(super) fn new(present: BitSet, stage: Stage) -> Self {
         let len = present.len();
-        let mut state = State {
+        let state = State {
             stage: stage.number,
             length: stage.length,
             durable: present.clone(),
@@ -69,7 +69,6 @@ impl Pages {
             filling: BitSet::new(len),
             changing: BitSet::new(len),
         };
-        state.resized(stage.length);
         Self { state: Mutex::new(state), moved: Condvar::new() }
     }
 
@@ -94,11 +93,7 @@ impl Pages {
                 let is_here = state.is_here(page);
                 let end = (page..pages.end).find(|page| state.is_here(*page) != is_here).unwrap_or(pages.end);
                 let part = ByteRange::of_pages(page..end).intersect(*range);
-                if is_here {
-                    here.push(part)
-                } else {
-                    there.push(part)
-                }
+                (if is_here { &mut here } else { &mut there }).push(part);
                 page = end;
             }
         }
@@ -116,7 +111,8 @@ impl Pages {
         let mut state = self.lock();
         state.look_at(stage);
         let length = state.length;
-        state.present.gaps().map(|gap| ByteRange::of_pages(gap).clamp_to(length)).collect()
+        let gaps = state.present.gaps().map(|gap| ByteRange::of_pages(gap).clamp_to(length));
+        gaps.take_while(|gap| !gap.is_empty()).collect()
     }
 
     /// The pages that are at home, and flushed.
@@ -145,13 +141,22 @@ impl Pages {
                 flushing.remove_range(pages);
             }
         }
-        let length = state.length;
-        state.resized(length);
     }
 
-    /// The region has another length now: what is behind is nobody's to ask for.
+    /// The region has another length at its origin: what is new of a longer one has not arrived.
     pub(super) fn resized(&self, length: u64) {
-        self.lock().resized(length);
+        self.lock().length = length;
+    }
+
+    /// The region has another length here: what is new of a longer one are zeroes.
+    pub(super) fn set_length(&self, length: u64) {
+        let mut state = self.lock();
+        let (old, len) = (state.length.div_ceil(PAGE_SIZE), state.present.len());
+        let new = length.div_ceil(PAGE_SIZE).min(len);
+        if old < new {
+            state.present.insert_range(old..new);
+        }
+        state.length = length;
     }
 
     /// Waits until none of the pages is on its way that is not there, and counts those as being written.
@@ -275,16 +280,7 @@ impl State {
         if stage.number != self.stage {
             self.stage = stage.number;
             self.present = self.durable.clone();
-            self.resized(stage.length);
-        }
-    }
-
-    fn resized(&mut self, length: u64) {
-        self.length = length;
-        let pages = length.div_ceil(PAGE_SIZE);
-        let len = self.present.len();
-        if pages < len {
-            self.present.insert_range(pages..len);
+            self.length = stage.length;
         }
     }
 }

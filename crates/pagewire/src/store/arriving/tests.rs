@@ -224,7 +224,11 @@ fn nobody_else_reads_it_before_all_is_here() {
 fn what_the_writer_and_others_flush_at_once_is_flushed() {
     let both = Both::new(CAPACITY);
     std::thread::scope(|scope| {
-        scope.spawn(|| (0..200).for_each(|_| drop(both.arriving.settle().unwrap())));
+        scope.spawn(|| {
+            for _ in 0..200 {
+                both.arriving.settle().unwrap();
+            }
+        });
         for round in 1..100u8 {
             wait(|done| both.arriving.write(&[ByteRange::new(0, 4096)], &[round; 4096], done)).unwrap();
             let Stage { number, flushed, .. } = both.arriving.stage();
@@ -262,7 +266,7 @@ fn a_read_of_what_is_here_and_there_is_whole() {
     let bytes = crate::store::Gather::wait(read, |sink| {
         both.arriving.read(Read { ranges: vec![read], epoch: STAGED, urgency: Urgency::Demand, sink });
     });
-    let mut expected = both.frozen.clone();
+    let mut expected = both.frozen;
     expected[written.start as usize..written.end as usize].fill(9);
     assert!(bytes.unwrap() == expected[read.start as usize..read.end as usize]);
 }

@@ -86,16 +86,25 @@ impl Steps {
 impl Writer {
     /// Begins to write where `steps` is.
     pub(crate) fn start(mapping: Arc<WritableMapping>, steps: Arc<Steps>, pause: Duration) -> Self {
+        Self::begin(mapping, steps, pause, State::default())
+    }
+
+    fn begin(mapping: Arc<WritableMapping>, steps: Arc<Steps>, pause: Duration, state: State) -> Self {
         let shared = Arc::new(Shared {
             mapping,
             steps,
             pause,
-            state: Mutex::default(),
+            state: Mutex::new(state),
             changed: Condvar::new(),
             fails: AtomicBool::new(false),
         });
         let run = shared.clone();
         Self { shared, thread: Some(std::thread::spawn(move || run.run())) }
+    }
+
+    /// One that is suspended from the beginning.
+    pub(crate) fn parked(mapping: Arc<WritableMapping>, steps: Arc<Steps>) -> Self {
+        Self::begin(mapping, steps, Duration::ZERO, State { suspend: true, ..State::default() })
     }
 
     /// What suspends and resumes it.

@@ -11,6 +11,7 @@ use pagewire_core::wire::MigrateStep;
 use super::driving::Inner;
 use crate::engine::migration::incoming::Carried;
 use crate::error::{Error, ErrorKind, Result};
+use crate::store::Store;
 
 /// What a switch takes besides bytes, before anything was measured.
 const COSTS: Costs = Costs {
@@ -26,6 +27,11 @@ const SETTLED: u64 = 16 << 20;
 const LOOK: Duration = Duration::from_secs(1);
 
 impl Inner {
+    /// Waits for a good moment to begin, where that is wanted.
+    pub(super) fn wait_for_moment(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Copies until the application is suspended, what has to be here is here, and it is to be accepted.
     pub(super) fn copy(&self) -> Result<()> {
         let goals = self.options.goals;

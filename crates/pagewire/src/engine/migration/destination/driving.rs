@@ -198,7 +198,7 @@ impl Inner {
             match self.connect(id, true) {
                 Ok(_) => return Ok(self.incoming().len()),
                 Err(error) if is_passing(&error) && Instant::now() + PAUSE < deadline => {
-                    std::thread::sleep(PAUSE)
+                    std::thread::sleep(PAUSE);
                 }
                 Err(error) => return Err(error.context("the rest of the regions is at the origin")),
             }
