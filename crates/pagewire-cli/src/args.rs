@@ -1,5 +1,6 @@
 //! What can be said on the command line.
 
+mod migrate;
 mod mount;
 mod remote;
 mod serve;
@@ -10,6 +11,10 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
 
+pub(crate) use migrate::{
+    Hooks, Migrate, MigrateAbort, MigrateIn, MigrateOut, MigrateResume, MigrateStatus, MigrateStep, Moment, Offering,
+    Subject,
+};
 pub(crate) use mount::{Mount, Order, Uffd, Via};
 pub(crate) use remote::Remote;
 pub(crate) use serve::{Offerer, Serve};
@@ -62,6 +67,7 @@ pub(crate) enum Command {
     Mount(Mount),
     Mirror(Mirror),
     Follow(Follow),
+    Migrate(Migrate),
     Demo(Demo),
     Completions(Completions),
 }
