@@ -12,8 +12,8 @@ use std::path::PathBuf;
 use clap::{Args as ClapArgs, Parser, Subcommand};
 
 pub(crate) use migrate::{
-    Hooks, Migrate, MigrateAbort, MigrateIn, MigrateOut, MigrateResume, MigrateStatus, MigrateStep, Moment, Offering,
-    Subject,
+    Hooks, Migrate, MigrateAbort, MigrateIn, MigrateOut, MigrateResume, MigrateStatus, MigrateStep, Moment,
+    Offering, Subject,
 };
 pub(crate) use mount::{Mount, Order, Uffd, Via};
 pub(crate) use remote::Remote;

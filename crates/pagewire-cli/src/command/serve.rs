@@ -24,9 +24,7 @@ pub(super) fn run(args: &Serve) -> Result<()> {
         let knows_clients = args.tls_clients.is_some();
         let peers = args.listen.iter().map(|address| (address.to_string(), Reach::of_peers(address)));
         let clients = args.nbd.iter().map(|address| (address.to_string(), Reach::of_clients(address)));
-        peers
-            .chain(clients)
-            .try_for_each(|(address, reach)| reach.check(&address, knows_clients, &WRITE))?;
+        peers.chain(clients).try_for_each(|(address, reach)| reach.check(&address, knows_clients, &WRITE))?;
     }
     let identity = args.identity.files();
     let tls = identity.clone().map(|identity| ServerTls { identity, clients: args.tls_clients.clone() });

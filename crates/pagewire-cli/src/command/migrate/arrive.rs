@@ -200,11 +200,17 @@ impl Arrival<'_> {
         // Nobody else says so.
         let _ = stoppable.set(Weak::new());
         let gone = record::read(self.onward().as_deref())?.filter(|found| !found.may_run);
-        if let Some(found) = gone.filter(|found| found.phase == "released" || self.args.offering.listen.is_empty()) {
-            return Err(Error::new(ErrorKind::Fenced, format!("the regions have moved on: {}", found.text)).into());
+        if let Some(found) =
+            gone.filter(|found| found.phase == "released" || self.args.offering.listen.is_empty())
+        {
+            return Err(
+                Error::new(ErrorKind::Fenced, format!("the regions have moved on: {}", found.text)).into()
+            );
         }
-        let region = |(coming, store): (&Coming, &Arc<dyn Store>)| Region::new(&coming.from.name, store.clone());
-        let regions = self.coming.iter().zip(&self.stores).map(region).collect::<pagewire::Result<Vec<_>>>()?;
+        let region =
+            |(coming, store): (&Coming, &Arc<dyn Store>)| Region::new(&coming.from.name, store.clone());
+        let regions =
+            self.coming.iter().zip(&self.stores).map(region).collect::<pagewire::Result<Vec<_>>>()?;
         let mut resident = self.mount(&regions)?;
         drop(regions);
         self.offer(&mut resident)?;
@@ -213,8 +219,6 @@ impl Arrival<'_> {
             if !self.args.json {
                 self.say(&format!("arrived {}: everything was here already", self.list()));
             }
-        } else if let Some(status) = resident.status() {
-            tracing::warn!("the application must not run here now: {}", status.text);
         }
         self.stay(resident, told)
     }
@@ -325,7 +329,9 @@ impl Arrival<'_> {
         self.offer(&mut resident)?;
         let stayed = self.stay(resident, told);
         match failed {
-            Some(error) => stayed.and(Err(anyhow::Error::from(error).context("the application could not be resumed"))),
+            Some(error) => {
+                stayed.and(Err(anyhow::Error::from(error).context("the application could not be resumed")))
+            }
             None => stayed,
         }
     }
@@ -409,7 +415,8 @@ impl Rest {
     /// Brings it here on a thread of its own, however often the origin is away.
     fn bring(destination: &Arc<Destination>) -> Result<Self> {
         let rest = Self { result: Arc::default(), ended: Arc::new(EventFd::new()?) };
-        let (result, ended, destination) = (rest.result.clone(), rest.ended.clone(), Arc::downgrade(destination));
+        let (result, ended, destination) =
+            (rest.result.clone(), rest.ended.clone(), Arc::downgrade(destination));
         std::thread::Builder::new().name("rest".into()).spawn(move || {
             if let Some(finished) = finish(&destination)
                 && let Ok(mut result) = result.lock()

@@ -152,7 +152,8 @@ impl Hooked {
                     break;
                 }
                 if Instant::now() > deadline {
-                    let text = format!("process {} does not stop within {:?}", process.pid, self.hooks.hook_timeout);
+                    let text =
+                        format!("process {} does not stop within {:?}", process.pid, self.hooks.hook_timeout);
                     return Err(Error::new(ErrorKind::Io, text));
                 }
                 std::thread::sleep(LOOK);
@@ -164,7 +165,8 @@ impl Hooked {
 
 impl Process {
     fn has_ended(&self) -> bool {
-        poll(&mut [PollItem::readable(self.descriptor.as_fd())], Some(Duration::ZERO)).is_ok_and(|ready| ready > 0)
+        poll(&mut [PollItem::readable(self.descriptor.as_fd())], Some(Duration::ZERO))
+            .is_ok_and(|ready| ready > 0)
     }
 }
 

@@ -72,15 +72,6 @@ pub(super) fn run(args: &MigrateOut) -> Result<()> {
     resident
         .offer(&application, OfferOptions { offering, identity, compress, record: kept })
         .context("cannot offer the regions to be moved")?;
-    if !resident.may_run()
-        && let Some(status) = resident.status()
-    {
-        tracing::warn!(
-            migration = status.migration.unwrap_or_default(),
-            "the application must not run here now: {}; its files cannot be written to",
-            status.text
-        );
-    }
     let told = super::when_told(termination, || {})?;
     let end = loop {
         if let Some(end) = resident.wait(&told, None)? {

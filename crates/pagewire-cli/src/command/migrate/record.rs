@@ -103,7 +103,8 @@ pub(super) fn check_whole<'a>(stores: impl IntoIterator<Item = &'a StoreAddress>
 
 /// What a record says does not count any more. It is durable that it is gone.
 pub(super) fn forget(record: &Path) -> pagewire::Result<()> {
-    let failed = |error: io::Error| pagewire::Error::io(format!("cannot remove {}", record.display()), &error);
+    let failed =
+        |error: io::Error| pagewire::Error::io(format!("cannot remove {}", record.display()), &error);
     for path in [record.to_owned(), with_suffix(record, "command")] {
         match std::fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),

@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use pagewire::access::fuse::{Mount, MountOptions};
 use pagewire::access::serve::{Server, ServerOptions, ServerTls};
 use pagewire::engine::Region;
-use pagewire::engine::migration::{Origin, OriginOptions, Outcome, OriginStatus};
+use pagewire::engine::migration::{Origin, OriginOptions, Outcome};
 use pagewire::store::Identity;
 use pagewire::{Compression, ErrorKind};
 use pagewire_sys::event::{EventFd, PollItem, poll};
@@ -103,10 +103,19 @@ impl Resident {
         application.know_migration(move || which.upgrade().and_then(|origin| origin.status().migration));
         let tls = identity.map(|identity| ServerTls { identity, clients: offering.tls_clients.clone() });
         let permissions = offering.access.as_deref().map(read_permissions).transpose()?;
-        let server_options = ServerOptions { compression: compress, tls, permissions, ..ServerOptions::default() };
+        let server_options =
+            ServerOptions { compression: compress, tls, permissions, ..ServerOptions::default() };
         let regions = self.mounted.iter().map(|mounted| mounted.region.clone());
         let server = Server::new(regions, server_options)?;
         server.offer(&origin)?;
+        if !origin.may_run() {
+            let status = origin.status();
+            tracing::warn!(
+                migration = status.migration.unwrap_or_default(),
+                "the application must not run here now: {}; its files cannot be written to",
+                status.text
+            );
+        }
         let released = Arc::new(EventFd::new()?);
         watch(Arc::downgrade(&origin), &released)?;
         for address in &offering.listen {
@@ -115,11 +124,6 @@ impl Resident {
         }
         self.offer = Some(Offer { server, origin, released });
         Ok(())
-    }
-
-    /// How the origin is doing; none where nothing is offered.
-    pub(super) fn status(&self) -> Option<OriginStatus> {
-        self.offer.as_ref().map(|offer| offer.origin.status())
     }
 
     /// Whether the application may run here now.
