@@ -298,26 +298,33 @@ impl Destination {
         self.asked
     }
 
+    /// The request that was given out and is still due: what a lost connection leaves open.
+    pub fn awaited(&self) -> Option<Request> {
+        self.asked.filter(|asked| self.due() == Some(*asked))
+    }
+
     /// What came of a request, also of a BEGIN that the engine has sent by itself to come back after a lost connection.
-    /// What comes late, or twice, changes nothing.
-    pub fn handle_outcome(&mut self, request: Request, outcome: Outcome) {
+    ///
+    /// Answers whether it counts: then the set that came with it is to be used. What comes late, or twice, changes
+    /// nothing.
+    pub fn handle_outcome(&mut self, request: Request, outcome: Outcome) -> bool {
         if request.id() != self.id {
-            return;
+            return false;
         }
         if let Outcome::Done(Reply::Begun { generation }) = outcome {
-            self.begun(generation);
-            return;
+            return self.begun(generation);
         }
         if self.due() != Some(request) {
-            return;
+            return false;
         }
         self.asked = None;
         match outcome {
-            Outcome::Done(reply) => self.answered(reply),
+            Outcome::Done(reply) => return self.answered(reply),
             Outcome::Refused { kind: RefusalKind::Later, reason } => self.refused = Some(reason),
             Outcome::Refused { kind: RefusalKind::Over, reason } => self.over(request, reason),
-            Outcome::Lost => {}
+            Outcome::Lost => return false,
         }
+        true
     }
 
     /// Where it stands.
@@ -420,11 +427,12 @@ impl Destination {
         }
     }
 
-    fn begun(&mut self, generation: u64) {
+    fn begun(&mut self, generation: u64) -> bool {
         match self.state {
             State::Beginning => {
                 self.asked = None;
                 self.state = State::Copying { generation, round: 0 };
+                true
             }
             State::Copying { generation: known, .. }
             | State::Rounding { generation: known, .. }
@@ -432,12 +440,13 @@ impl Destination {
                 if known != generation =>
             {
                 self.give_up(Cause::Gap, false);
+                true
             }
-            _ => {}
+            _ => false,
         }
     }
 
-    fn answered(&mut self, reply: Reply) {
+    fn answered(&mut self, reply: Reply) -> bool {
         match (self.state, reply) {
             (State::Rounding { generation, number }, Reply::Taken { number: taken }) if taken == number => {
                 self.state = State::Copying { generation, round: number };
@@ -452,8 +461,12 @@ impl Destination {
             (State::Completing { .. }, Reply::Completed) => self.state = State::Completed,
             (State::Aborting { .. }, Reply::Aborted) => self.state = State::Aborted,
             // An answer to something else: the request stays due.
-            _ => self.refused = Some("the origin's answer is to something else".to_owned()),
+            _ => {
+                self.refused = Some("the origin's answer is to something else".to_owned());
+                return false;
+            }
         }
+        true
     }
 
     /// The origin says that the request makes no sense any more.
