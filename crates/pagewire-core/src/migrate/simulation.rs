@@ -12,6 +12,7 @@
 //! `PAGEWIRE_TEST_SEEDS` says how many seeds, `PAGEWIRE_TEST_SEED` runs one of them and prints what happened.
 
 mod disk;
+mod events;
 mod host_a;
 mod host_b;
 mod world;
@@ -57,13 +58,15 @@ fn run(first: u64, count: u64) {
     };
     if let Some(seed) = named("PAGEWIRE_TEST_SEED") {
         eprintln!("PAGEWIRE_TEST_SEED={seed}");
-        world::World::new(seed, true).run();
+        world::World::new(seed, true).run(&mut world::Met::new());
         return;
     }
     let count = named("PAGEWIRE_TEST_SEEDS").unwrap_or(count);
     let mut ends = std::collections::BTreeMap::new();
+    let mut met = world::Met::new();
     for seed in first..first + count {
-        match std::panic::catch_unwind(|| world::World::new(seed, false).run()) {
+        let run = || world::World::new(seed, false).run(&mut met);
+        match std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {
             Ok(end) => *ends.entry(end).or_insert(0u64) += 1,
             Err(panic) => {
                 eprintln!("this was PAGEWIRE_TEST_SEED={seed}");
@@ -71,10 +74,20 @@ fn run(first: u64, count: u64) {
             }
         }
     }
-    eprintln!("{count} seeds have ended like this: {ends:?}");
-    // A simulation in which nothing ever succeeds would find nothing.
+    eprintln!("{count} seeds have ended like this: {ends:?}; this was met: {met:#?}");
+    if count < 2000 {
+        return;
+    }
+    // A simulation in which nothing much happens would find nothing.
     for end in [world::End::Stayed, world::End::Moved, world::End::TakenBack] {
-        assert!(count < 1000 || ends.contains_key(&end), "no run has ended with {end:?}");
+        assert!(ends.contains_key(&end), "no run has ended with {end:?}");
+    }
+    let effects: std::collections::BTreeSet<&str> = met.keys().map(|(effect, _)| effect.as_str()).collect();
+    assert_eq!(effects.len(), 13 + 7, "not every effect was met: {effects:?}");
+    for effect in effects {
+        for how in ["done", "failed", "cut short"] {
+            assert!(met.contains_key(&(effect.to_owned(), how)), "{effect} was never {how}");
+        }
     }
 }
 

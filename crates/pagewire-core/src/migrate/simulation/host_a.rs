@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::super::{Answer, Origin, OriginEffect, Phase, Reply, Request};
 use super::Random;
 use super::disk::Slots;
-use super::world::PAGES;
+use super::world::{Met, PAGES, kind};
 
 /// Pages that were written.
 pub(super) type Set = BTreeSet<usize>;
@@ -16,6 +16,7 @@ pub(super) struct HostA {
     pub(super) durable: Vec<u64>,
     pub(super) released: bool,
     pub(super) process: Option<ProcessA>,
+    pub(super) met: Met,
 }
 
 /// What dies with the process.
@@ -38,7 +39,7 @@ pub(super) type Answered = (Request, Answer, Option<Set>);
 impl HostA {
     pub(super) fn new(random: &mut Random) -> Self {
         let durable = vec![0; PAGES];
-        let mut host = Self { slots: Slots::new(), durable, released: false, process: None };
+        let mut host = Self { slots: Slots::new(), durable, released: false, process: None, met: Met::new() };
         host.start(random);
         host
     }
@@ -62,9 +63,14 @@ impl HostA {
     /// The process dies; what it was doing may be done, or in part.
     pub(super) fn crash(&mut self, random: &mut Random) {
         if let Some(effect) = self.process.as_mut().and_then(|process| process.effect.take()) {
+            self.meet(&effect, "cut short");
             self.carry_out(random, &effect, true);
         }
         self.process = None;
+    }
+
+    fn meet(&mut self, effect: &OriginEffect, how: &'static str) {
+        *self.met.entry((format!("origin {}", kind(effect)), how)).or_default() += 1;
     }
 
     pub(super) fn is_running(&self) -> bool {
@@ -80,6 +86,7 @@ impl HostA {
         let Some(effect) = self.process.as_mut().and_then(|process| process.effect.take()) else {
             return Vec::new();
         };
+        self.meet(&effect, if fails { "failed" } else { "done" });
         self.carry_out(random, &effect, fails);
         let Some(process) = &mut self.process else { return Vec::new() };
         process.machine.handle_result(if fails { Err(format!("{effect:?} fails")) } else { Ok(()) });

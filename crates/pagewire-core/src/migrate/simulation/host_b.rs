@@ -6,7 +6,7 @@ use super::super::{
 use super::Random;
 use super::disk::{HomeFile, Slots};
 use super::host_a::Set;
-use super::world::{PAGES, REGIONS};
+use super::world::{Met, PAGES, REGIONS, kind};
 use crate::bitmap::BitSet;
 
 /// Pages of one region.
@@ -19,6 +19,7 @@ pub(super) struct HostB {
     pub(super) process: Option<ProcessB>,
     /// Goes with what was asked for, so that what comes after a restart is not for another life.
     lives: u64,
+    pub(super) met: Met,
 }
 
 /// The store of one region.
@@ -69,6 +70,7 @@ impl HostB {
             stores: std::array::from_fn(|_| Store { epoch: 1, pages: vec![0; PER_REGION] }),
             process: None,
             lives: 0,
+            met: Met::new(),
         };
         host.start();
         host
@@ -86,8 +88,17 @@ impl HostB {
         )
     }
 
+    fn meet(&mut self, effect: &DestinationEffect, how: &'static str) {
+        *self.met.entry((format!("destination {}", kind(effect)), how)).or_default() += 1;
+    }
+
     pub(super) fn is_running(&self) -> bool {
         self.process.as_ref().is_some_and(|process| process.running)
+    }
+
+    /// Whether it is carrying out an effect.
+    pub(super) fn is_busy(&self) -> bool {
+        self.process.as_ref().is_some_and(|process| process.effect.is_some())
     }
 
     pub(super) fn phase(&self) -> Option<Phase> {
@@ -132,6 +143,7 @@ impl HostB {
         let Some(process) = &mut self.process else { return };
         let (effect, flush) = (process.effect.take(), process.flush.take());
         if let Some(effect) = effect {
+            self.meet(&effect, "cut short");
             self.carry_out(random, effect, true);
         }
         if let Some(flush) = flush.filter(|_| random.chance(50)) {
@@ -145,16 +157,14 @@ impl HostB {
         let process = self.process.as_mut()?;
         let machine = process.machine.as_mut()?;
         let Some(effect) = process.effect else {
-            process.effect = machine.poll_effect();
+            // The sets that go with the record have to be those of the store's epoch.
+            if process.flush.is_none() || machine.phase() != Phase::Accepting {
+                process.effect = machine.poll_effect();
+            }
             return process.effect;
         };
-        // The sets that go with the record have to be those of the store's epoch.
-        if matches!(effect, DestinationEffect::Record(DestinationPhase::Accepted { .. }))
-            && process.flush.is_some()
-        {
-            return None;
-        }
         process.effect = None;
+        self.meet(&effect, if fails { "failed" } else { "done" });
         self.carry_out(random, effect, fails);
         let machine = self.process.as_mut()?.machine.as_mut()?;
         machine.handle_result(if fails { Err(format!("{effect:?} fails")) } else { Ok(()) });
@@ -229,7 +239,11 @@ impl HostB {
             }
             return flush.pages.iter().filter(|_| owner).map(|(page, value, _)| (*page, *value)).collect();
         }
-        if matches!(process.effect, Some(DestinationEffect::Record(DestinationPhase::Accepted { .. }))) {
+        // The record may say Accepted from when that is written until another one is durable: the sets that belong to it
+        // have to be those of the store's epoch all the while.
+        let accepting =
+            matches!(process.effect, Some(DestinationEffect::Record(DestinationPhase::Accepted { .. })));
+        if accepting || matches!(machine.phase(), Phase::Aborting | Phase::Ousted) {
             return Vec::new();
         }
         let region = random.draw(REGIONS as u64) as usize;
