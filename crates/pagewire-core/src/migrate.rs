@@ -61,6 +61,7 @@ pub mod record;
 
 pub use control::{Controller, Decision, Goals, Last, Mode, Next, Reason};
 pub use destination::{Cause, Destination, DestinationEffect, Outcome};
+pub use frequency::{Holding, Plan, WriteFrequency};
 pub use origin::{Answer, Origin, OriginEffect};
 pub use record::{DestinationPhase, DestinationRecord, HomeSets, OriginPhase, OriginRecord};
 
