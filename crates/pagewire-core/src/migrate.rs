@@ -60,7 +60,8 @@ pub mod origin;
 pub mod record;
 
 pub use control::{Controller, Decision, Goals, Last, Mode, Next, Reason};
-pub use destination::{Destination, DestinationEffect, Outcome};
+pub use destination::{Cause, Destination, DestinationEffect, Outcome};
+pub use frequency::{Holding, Plan, WriteFrequency};
 pub use origin::{Answer, Origin, OriginEffect};
 pub use record::{DestinationPhase, DestinationRecord, HomeSets, OriginPhase, OriginRecord};
 
@@ -364,3 +365,6 @@ impl fmt::Display for Phase {
         })
     }
 }
+
+#[cfg(test)]
+mod simulation;
