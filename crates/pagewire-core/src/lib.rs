@@ -13,6 +13,7 @@
 //! | [`cache`] | how a persistent local copy is kept in files, as bytes |
 //! | [`epoch`] | which old bytes a reader of a past epoch still sees |
 //! | [`delta`] | in which pages two regions differ, by hashes in a tree |
+//! | [`migrate`] | when a region that is in use moves to another host |
 //! | [`pack`] | whether to compress what is sent next |
 //! | [`wire`] | what two processes say to each other, as bytes |
 //! | [`nbd`] | what an NBD server and its clients say to each other, as bytes |
@@ -24,6 +25,7 @@ pub mod chunk;
 pub mod delta;
 pub mod epoch;
 pub mod journal;
+pub mod migrate;
 pub mod nbd;
 pub mod pack;
 pub mod pull;
