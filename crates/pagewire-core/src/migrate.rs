@@ -49,18 +49,21 @@
 //! # The parts
 //!
 //! [`origin`] and [`destination`] are the two machines, [`record`] what they keep durably, as bytes. [`control`] decides
-//! which round to make and when to switch, and [`frequency`] in which order pages are sent.
+//! which round to make and when to switch, and [`frequency`] in which order pages are sent. [`moment`] says when to begin: at
+//! once, or in the part of the workload's cycle in which little is written.
 
 use std::fmt;
 
 pub mod control;
 pub mod destination;
 pub mod frequency;
+pub mod moment;
 pub mod origin;
 pub mod record;
 
 pub use control::{Controller, Decision, Goals, Last, Mode, Next, Reason};
-pub use destination::{Destination, DestinationEffect, Outcome};
+pub use destination::{Cause, Destination, DestinationEffect, Outcome};
+pub use frequency::{Holding, Plan, WriteFrequency};
 pub use origin::{Answer, Origin, OriginEffect};
 pub use record::{DestinationPhase, DestinationRecord, HomeSets, OriginPhase, OriginRecord};
 
@@ -364,3 +367,6 @@ impl fmt::Display for Phase {
         })
     }
 }
+
+#[cfg(test)]
+mod simulation;

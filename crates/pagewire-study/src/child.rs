@@ -62,9 +62,18 @@ impl Child {
     ///
     /// Where it has ended.
     pub(crate) fn cpu(&mut self) -> io::Result<Duration> {
-        self.input.as_mut().expect("taken on drop only").write_all(b"\n")?;
-        let nanoseconds = self.line()?.parse().map_err(io::Error::other)?;
+        let nanoseconds = self.ask()?.parse().map_err(io::Error::other)?;
         Ok(Duration::from_nanos(nanoseconds))
+    }
+
+    /// What it answers to a line: its processor time, unless its role is to say something else.
+    ///
+    /// # Errors
+    ///
+    /// Where it has ended.
+    pub(crate) fn ask(&mut self) -> io::Result<String> {
+        self.input.as_mut().expect("taken on drop only").write_all(b"\n")?;
+        self.line()
     }
 
     /// Has it end by itself, and waits for that.
@@ -124,10 +133,22 @@ pub(crate) fn run(serve: impl FnOnce() -> io::Result<()>) -> ! {
 ///
 /// Where the parent cannot be told.
 pub(crate) fn listening(address: impl std::fmt::Display) -> io::Result<()> {
+    answering(address, || Ok(crate::usage::own_cpu()?.as_nanos().to_string()))
+}
+
+/// The same for a role that answers something else.
+///
+/// # Errors
+///
+/// Where the parent cannot be told, or the answer cannot be had.
+pub(crate) fn answering(
+    address: impl std::fmt::Display,
+    answer: impl Fn() -> io::Result<String>,
+) -> io::Result<()> {
     println!("{address}");
     for line in io::stdin().lines() {
         line?;
-        println!("{}", crate::usage::own_cpu()?.as_nanos());
+        println!("{}", answer()?);
     }
     Ok(())
 }

@@ -7,13 +7,14 @@
 //! - [`limits`]: what the bare system calls reach on this machine: the baselines.
 //! - [`server`]: a Pagewire server in a process of its own.
 //! - [`mount`]: a mounted region, in a process of its own.
+//! - [`origin`]: an application that writes to its memory, and can be moved, in a process of its own.
 //! - [`nbd`]: regions as NBD exports, and copies between stores, in processes of their own.
 //! - [`usage`]: processor time and memory of processes.
 //! - [`scatter`]: offsets that no readahead foresees.
 //! - `child`: this very program, started again as a server.
 //!
 //! The benchmarks are in `benches`: `cargo bench -p pagewire-study --bench read_path`,
-//! `write_path`, `mounts` and `nbd`.
+//! `write_path`, `mounts`, `delta`, `mirror`, `nbd` and `migrate`.
 #![forbid(unsafe_code)]
 
 pub mod bench;
@@ -21,6 +22,7 @@ pub mod limits;
 pub mod link;
 pub mod mount;
 pub mod nbd;
+pub mod origin;
 pub mod scatter;
 pub mod server;
 pub mod usage;

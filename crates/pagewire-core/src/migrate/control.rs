@@ -21,11 +21,11 @@
 //! `U(t)`, the bytes of different pages that are written in a time `t`, from the sizes of sets and the times that they
 //! cover. It grows ever more slowly, since what is written twice counts once: so a set of `u` bytes in a time `τ` says that
 //! `U(t) <= u * max(1, t / τ)`. The least of what the latest samples say is taken; for a time that is shorter
-//! than all of them, their rate.
+//! than all of them, their rate. What was written since the last round is known better, from the looks since then.
 //!
 //! The **downtime** is what suspending and resuming take, the destination's record, half a round trip for the offer to arrive,
 //! and, where the last set is sent before, a round trip and the time that its bytes take on the link. (The origin's record and SWITCH's
-//! own way are over before the application stops.) The last set is `U` of the time since the last round.
+//! own way are over before the application stops.)
 //!
 //! # Modes
 //!
@@ -47,10 +47,14 @@
 //! A round counts as progress if its set is half of the smallest so far or less, which can be only so often; of others
 //! there may be [`PATIENCE`], or [`STRICT_PATIENCE`] where PreCopy has no deadline.
 
+mod decision;
+mod goals;
+
 use std::collections::VecDeque;
-use std::fmt;
-use std::str::FromStr;
 use std::time::Duration;
+
+pub use decision::{Decision, Last, Next, Reason};
+pub use goals::{Goals, Mode, UnknownMode};
 
 /// The longest downtime that Auto makes by sending the last set, where no downtime was asked for: what a person hardly
 /// notices, and no protocol's timeout does.
@@ -71,67 +75,6 @@ const SAMPLES: usize = 3;
 /// Half of what is known of the link's rate is forgotten over so much time of sending.
 const RATE_MEMORY: f64 = 0.25;
 
-/// How a region is moved.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum Mode {
-    /// Whatever the measurements ask for.
-    #[default]
-    Auto,
-    /// Everything before the switch, or not at all.
-    PreCopy,
-    /// Everything after the switch.
-    PostCopy,
-    /// Most of it before the switch, what was written last after it.
-    Hybrid,
-}
-
-impl Mode {
-    /// The name on the command line and in JSON.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::PreCopy => "pre-copy",
-            Self::PostCopy => "post-copy",
-            Self::Hybrid => "hybrid",
-        }
-    }
-}
-
-impl fmt::Display for Mode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-/// A mode that there is not.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no way to migrate: it is auto, pre-copy, post-copy or hybrid")]
-pub struct UnknownMode(pub String);
-
-impl FromStr for Mode {
-    type Err = UnknownMode;
-
-    fn from_str(name: &str) -> Result<Self, UnknownMode> {
-        [Self::Auto, Self::PreCopy, Self::PostCopy, Self::Hybrid]
-            .into_iter()
-            .find(|mode| mode.name() == name)
-            .ok_or_else(|| UnknownMode(name.to_owned()))
-    }
-}
-
-/// What matters to the user.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Goals {
-    /// How.
-    pub mode: Mode,
-    /// For how long the application may stand still; none for as short as it can be.
-    pub max_downtime: Option<Duration>,
-    /// When everything should be at the destination, from the beginning of the migration.
-    pub deadline: Option<Duration>,
-    /// How many bytes may be sent in all. Where each byte has to be sent once at least, this cannot be below the regions'.
-    pub max_bytes: Option<u64>,
-}
-
 /// What a switch takes besides bytes: measured where that was possible, else as expected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Costs {
@@ -141,111 +84,6 @@ pub struct Costs {
     pub record: Duration,
     /// From the record until the application runs.
     pub resume: Duration,
-}
-
-/// What there is to do next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Next {
-    /// Pull what is missing.
-    Pull,
-    /// Ask for what was written meanwhile.
-    Round,
-    /// Switch.
-    Switch(Last),
-    /// Give up: the goals cannot be reached.
-    Abort,
-}
-
-/// What is done about what is missing at the switch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Last {
-    /// It is sent before the application is resumed.
-    Send,
-    /// It is left for later.
-    Leave,
-}
-
-/// Why; it prints as a sentence, without a full stop. Rates are in bytes per second.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Reason {
-    /// Bytes are missing, and there is time to send them first.
-    Missing {
-        /// How many.
-        bytes: u64,
-    },
-    /// The next round is expected to leave half of what is left, or less.
-    Shrinking {
-        /// What a switch would have to send now.
-        from: u64,
-        /// What it would have to send after a round.
-        to: u64,
-    },
-    /// The last rounds were no smaller; that may have been a burst.
-    MayPass {
-        /// How many rounds in a row.
-        rounds: u32,
-    },
-    /// The downtime is what was asked for.
-    WithinGoal {
-        /// What was asked for.
-        goal: Duration,
-    },
-    /// The downtime is about as short as it can be.
-    Shortest {
-        /// What another round would leave.
-        bytes: u64,
-    },
-    /// The mode says so.
-    Asked(Mode),
-    /// Pages are written faster than the link carries them.
-    CannotConverge {
-        /// How fast they are written.
-        written: u64,
-        /// What the link carries.
-        link: u64,
-    },
-    /// Rounds do not become smaller.
-    NoProgress {
-        /// How many were made in vain.
-        rounds: u32,
-        /// What the last one had.
-        bytes: u64,
-    },
-    /// If it went on, it would be late.
-    Deadline {
-        /// When everything should be there.
-        deadline: Duration,
-        /// What is left would take this long.
-        left: Duration,
-    },
-    /// If it went on, it would send too much.
-    Bytes {
-        /// How many may be sent.
-        most: u64,
-        /// How many it would be.
-        expected: u64,
-    },
-}
-
-/// What was decided, and on what grounds.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Decision {
-    /// When, from the beginning of the migration.
-    pub at: Duration,
-    /// What to do.
-    pub next: Next,
-    /// Why.
-    pub reason: Reason,
-    /// Bytes that were known to be missing.
-    pub missing: u64,
-    /// Bytes that are expected to be in the last set, if it were taken now.
-    pub set: u64,
-    /// The downtime that is expected, if the switch were made now in the way that `next` says, or by sending.
-    pub downtime: Duration,
-    /// How fast pages are written, in bytes per second; none if that was not measured yet.
-    pub written: Option<u64>,
-    /// What the link carries, in bytes per second; none if that was not measured yet.
-    pub link: Option<u64>,
 }
 
 /// Decides on the steps of one migration. Times are counted from its beginning.
@@ -262,6 +100,10 @@ pub struct Controller {
     samples: VecDeque<(u64, Duration)>,
     /// When the last set was taken, or the tracking began.
     taken: Duration,
+    /// What the looks since then have found: all together, the most at once, and until when.
+    looked: (u64, u64, Duration),
+    /// The last round's set, and the time that it covers.
+    round: Option<(u64, Duration)>,
     /// The smallest set of a round so far, the last one, and how many have come since that were not half of it.
     smallest: Option<u64>,
     last_set: u64,
@@ -281,6 +123,8 @@ impl Controller {
             rate: (0.0, 0.0),
             samples: VecDeque::new(),
             taken: Duration::ZERO,
+            looked: (0, 0, Duration::ZERO),
+            round: None,
             smallest: None,
             last_set: 0,
             stalls: 0,
@@ -304,32 +148,31 @@ impl Controller {
     /// The tracking has begun: what is written from now on is in the first round.
     pub fn handle_begun(&mut self, now: Duration) {
         self.taken = now;
+        self.looked = (0, 0, now);
     }
 
-    /// So many bytes have arrived, in so much time from when they were asked for; a time in which nothing was asked for does not count.
+    /// So many bytes have arrived in so much time: as parts of a longer flow, or from when the first of them came. The way
+    /// there and back is not in it, nor a time in which nothing was wanted.
     pub fn handle_sent(&mut self, bytes: u64, took: Duration) {
         self.sent = self.sent.saturating_add(bytes);
-        // What is short is mostly the way there and back.
-        let took = took.saturating_sub(self.round_trip).max(took / 8).as_secs_f64();
+        let took = took.as_secs_f64();
         let keep = RATE_MEMORY / (RATE_MEMORY + took);
         self.rate = (self.rate.0 * keep + bytes as f64, self.rate.1 * keep + took);
     }
 
     /// LOOK has answered: so many bytes of different pages were written in so much time.
-    pub fn handle_look(&mut self, bytes: u64, over: Duration) {
-        if over.is_zero() {
-            return;
-        }
-        if self.samples.len() == SAMPLES {
-            self.samples.pop_front();
-        }
-        self.samples.push_back((bytes, over));
+    pub fn handle_look(&mut self, now: Duration, bytes: u64, over: Duration) {
+        let (all, most, _) = self.looked;
+        self.looked = (all.saturating_add(bytes), most.max(bytes), now);
+        self.sample(bytes, over);
     }
 
     /// A round was made: its set has so many bytes, and was taken at this time.
     pub fn handle_round(&mut self, now: Duration, bytes: u64) {
-        self.handle_look(bytes, now.saturating_sub(self.taken));
-        self.taken = now;
+        let over = now.saturating_sub(self.taken);
+        self.sample(bytes, over);
+        self.round = Some((bytes, over));
+        self.handle_begun(now);
         self.rounds += 1;
         self.last_set = bytes;
         match self.smallest {
@@ -387,8 +230,7 @@ impl Controller {
 
     fn decided(&mut self, view: &View, next: Next, reason: Reason) -> Decision {
         let downtime = if next == Next::Switch(Last::Leave) { view.leaving } else { view.sending };
-        let Self { samples, .. } = &*self;
-        let written = samples.back().map(|(bytes, over)| (*bytes as f64 / over.as_secs_f64()) as u64);
+        let written = self.samples.back().map(|(bytes, over)| (*bytes as f64 / over.as_secs_f64()) as u64);
         let decision = Decision {
             at: view.now,
             next,
@@ -406,9 +248,34 @@ impl Controller {
         decision
     }
 
+    fn sample(&mut self, bytes: u64, over: Duration) {
+        if over.is_zero() {
+            return;
+        }
+        if self.samples.len() == SAMPLES {
+            self.samples.pop_front();
+        }
+        self.samples.push_back((bytes, over));
+    }
+
+    /// What the last set would have, were it taken at a time. What looks have found since the last one is in it, though pages
+    /// that they have found twice count once; so no more than the round before says, unless a look has found more.
+    fn pending(&self, at: Duration) -> u64 {
+        let (all, most, looked_at) = self.looked;
+        let expected = |time| self.expected_set(time).unwrap_or(0);
+        if all == 0 {
+            return expected(at.saturating_sub(looked_at));
+        }
+        let found = all.saturating_add(expected(at.saturating_sub(looked_at)));
+        let age = at.saturating_sub(self.taken).as_secs_f64();
+        let most_so_far = self.round.map_or(u64::MAX, |(bytes, over)| {
+            (bytes as f64 * (age / over.as_secs_f64().max(1e-9)).max(1.0)) as u64
+        });
+        found.min(most_so_far).max(most)
+    }
+
     fn view(&self, now: Duration, missing: u64) -> View {
-        let lead = self.round_trip / 2 + self.costs.suspend;
-        let set = self.expected_set(now.saturating_sub(self.taken) + lead).unwrap_or(0);
+        let set = self.pending(now + self.round_trip / 2 + self.costs.suspend);
         let link = (self.rate.1 > 0.0 && self.rate.0 > 0.0).then(|| self.rate.0 / self.rate.1);
         let leaving = self.costs.suspend + self.round_trip / 2 + self.costs.record + self.costs.resume;
         let last = missing.saturating_add(set);
@@ -430,6 +297,7 @@ impl Controller {
         if let Some(goal) = self.goals.max_downtime
             && mode != Mode::Hybrid
             && view.sending <= goal
+            && !self.samples.is_empty()
         {
             return (Next::Switch(Last::Send), Reason::WithinGoal { goal });
         }
@@ -486,10 +354,12 @@ impl Controller {
             (None, Some(most)) => (Reason::Bytes { most, expected }, true),
             (None, None) => return None,
         };
-        let send = match self.goals.max_downtime {
+        let fits = match self.goals.max_downtime {
             Some(goal) => view.sending <= goal,
             None => self.goals.mode == Mode::PreCopy || view.sending <= TOLERABLE,
         };
+        // Nothing is promised before anything was measured.
+        let send = fits && !self.samples.is_empty();
         match self.goals.mode {
             Mode::PreCopy | Mode::Auto if send => Some((Next::Switch(Last::Send), reason)),
             Mode::Auto | Mode::Hybrid | Mode::PostCopy => Some((Next::Switch(Last::Leave), reason)),
@@ -523,57 +393,5 @@ fn time_of(bytes: u64, link: Option<f64>) -> Duration {
     }
 }
 
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            Self::Missing { bytes } => write!(f, "{} are missing", Bytes(bytes)),
-            Self::Shrinking { from, to } => {
-                write!(f, "another round brings what is left from {} to {}", Bytes(from), Bytes(to))
-            }
-            Self::MayPass { rounds } => {
-                write!(f, "{rounds} rounds brought nothing, which may have been a burst")
-            }
-            Self::WithinGoal { goal } => write!(f, "the downtime is within the {goal:?} that were asked for"),
-            Self::Shortest { bytes } => {
-                write!(f, "the downtime is as short as it can be: another round would leave {}", Bytes(bytes))
-            }
-            Self::Asked(mode) => write!(f, "{mode} was asked for"),
-            Self::CannotConverge { written, link } => write!(
-                f,
-                "the writer dirties {}/s, the link carries {}/s: pre-copy cannot converge",
-                Bytes(written),
-                Bytes(link)
-            ),
-            Self::NoProgress { rounds, bytes } => {
-                write!(f, "{rounds} rounds brought nothing, the last one had {}", Bytes(bytes))
-            }
-            Self::Deadline { deadline, left } => {
-                write!(f, "what is left takes {left:.1?}, and everything should be there after {deadline:?}")
-            }
-            Self::Bytes { most, expected } => {
-                write!(f, "going on would send {} in all, where {} are allowed", Bytes(expected), Bytes(most))
-            }
-        }
-    }
-}
-
-/// Bytes for people, in powers of 1000 as rates are.
-struct Bytes(u64);
-
-impl fmt::Display for Bytes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (mut value, mut unit) = (self.0 as f64, "B");
-        for next in ["kB", "MB", "GB", "TB"] {
-            if value < 999.5 {
-                break;
-            }
-            value /= 1000.0;
-            unit = next;
-        }
-        if value < 9.95 && unit != "B" {
-            write!(f, "{value:.1} {unit}")
-        } else {
-            write!(f, "{value:.0} {unit}")
-        }
-    }
-}
+#[cfg(test)]
+mod tests;

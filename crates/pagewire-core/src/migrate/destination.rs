@@ -119,7 +119,7 @@ enum State {
     Completed,
     Aborting { step: Aborting, accepted: bool },
     Aborted,
-    Ousting { suspended: bool },
+    Ousting { step: Ousting },
     Ousted,
 }
 
@@ -127,6 +127,14 @@ enum State {
 enum Aborting {
     Record,
     Discard,
+    Tell,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ousting {
+    Suspend,
+    Record,
+    /// The origin may have to withdraw its record yet.
     Tell,
 }
 
@@ -281,7 +289,7 @@ impl Destination {
             }
             (DestinationEffect::Suspend, Ok(())) => {
                 self.resumed = false;
-                self.state = State::Ousting { suspended: true };
+                self.state = State::Ousting { step: Ousting::Record };
             }
             (DestinationEffect::Suspend, Err(why)) => self.failed = Some(why),
         }
@@ -298,26 +306,33 @@ impl Destination {
         self.asked
     }
 
+    /// The request that was given out and is still due: what a lost connection leaves open.
+    pub fn awaited(&self) -> Option<Request> {
+        self.asked.filter(|asked| self.due() == Some(*asked))
+    }
+
     /// What came of a request, also of a BEGIN that the engine has sent by itself to come back after a lost connection.
-    /// What comes late, or twice, changes nothing.
-    pub fn handle_outcome(&mut self, request: Request, outcome: Outcome) {
+    ///
+    /// Answers whether it counts: then the set that came with it is to be used. What comes late, or twice, changes
+    /// nothing.
+    pub fn handle_outcome(&mut self, request: Request, outcome: Outcome) -> bool {
         if request.id() != self.id {
-            return;
+            return false;
         }
         if let Outcome::Done(Reply::Begun { generation }) = outcome {
-            self.begun(generation);
-            return;
+            return self.begun(generation);
         }
         if self.due() != Some(request) {
-            return;
+            return false;
         }
         self.asked = None;
         match outcome {
-            Outcome::Done(reply) => self.answered(reply),
+            Outcome::Done(reply) => return self.answered(reply),
             Outcome::Refused { kind: RefusalKind::Later, reason } => self.refused = Some(reason),
             Outcome::Refused { kind: RefusalKind::Over, reason } => self.over(request, reason),
-            Outcome::Lost => {}
+            Outcome::Lost => return false,
         }
+        true
     }
 
     /// Where it stands.
@@ -395,11 +410,11 @@ impl Destination {
             State::Completing { token, recorded: false } => {
                 Some(DestinationEffect::Record(DestinationPhase::Completed { id, token }))
             }
-            State::Aborting { step: Aborting::Record, .. } | State::Ousting { suspended: true } => {
+            State::Aborting { step: Aborting::Record, .. } | State::Ousting { step: Ousting::Record } => {
                 Some(DestinationEffect::Record(DestinationPhase::Aborted { id }))
             }
             State::Aborting { step: Aborting::Discard, .. } => Some(DestinationEffect::Discard),
-            State::Ousting { suspended: false } => Some(DestinationEffect::Suspend),
+            State::Ousting { step: Ousting::Suspend } => Some(DestinationEffect::Suspend),
             _ => None,
         };
         let resume = self.may_run() && !self.resumed && self.resume_failed.is_none();
@@ -415,16 +430,19 @@ impl Destination {
             State::Switching { generation, number } => Some(Request::Switch { id, generation, number }),
             State::Owner { token, told: false, .. } => Some(Request::Accept { id, token }),
             State::Completing { token, recorded: true } => Some(Request::Complete { id, token }),
-            State::Aborting { step: Aborting::Tell, .. } => Some(Request::Abort { id }),
+            State::Aborting { step: Aborting::Tell, .. } | State::Ousting { step: Ousting::Tell } => {
+                Some(Request::Abort { id })
+            }
             _ => None,
         }
     }
 
-    fn begun(&mut self, generation: u64) {
+    fn begun(&mut self, generation: u64) -> bool {
         match self.state {
             State::Beginning => {
                 self.asked = None;
                 self.state = State::Copying { generation, round: 0 };
+                true
             }
             State::Copying { generation: known, .. }
             | State::Rounding { generation: known, .. }
@@ -432,12 +450,13 @@ impl Destination {
                 if known != generation =>
             {
                 self.give_up(Cause::Gap, false);
+                true
             }
-            _ => {}
+            _ => false,
         }
     }
 
-    fn answered(&mut self, reply: Reply) {
+    fn answered(&mut self, reply: Reply) -> bool {
         match (self.state, reply) {
             (State::Rounding { generation, number }, Reply::Taken { number: taken }) if taken == number => {
                 self.state = State::Copying { generation, round: number };
@@ -451,9 +470,14 @@ impl Destination {
             }
             (State::Completing { .. }, Reply::Completed) => self.state = State::Completed,
             (State::Aborting { .. }, Reply::Aborted) => self.state = State::Aborted,
+            (State::Ousting { .. }, Reply::Aborted) => self.state = State::Ousted,
             // An answer to something else: the request stays due.
-            _ => self.refused = Some("the origin's answer is to something else".to_owned()),
+            _ => {
+                self.refused = Some("the origin's answer is to something else".to_owned());
+                return false;
+            }
         }
+        true
     }
 
     /// The origin says that the request makes no sense any more.
@@ -461,7 +485,7 @@ impl Destination {
         match self.state {
             State::Owner { .. } => {
                 self.cause = Some(Cause::Refused { request: request.name(), reason });
-                self.state = State::Ousting { suspended: false };
+                self.state = State::Ousting { step: Ousting::Suspend };
             }
             State::Completing { .. } => {
                 self.discord = Some(reason);
@@ -470,6 +494,10 @@ impl Destination {
             State::Aborting { .. } => {
                 self.discord = Some(reason);
                 self.state = State::Aborted;
+            }
+            State::Ousting { .. } => {
+                self.discord = Some(reason);
+                self.state = State::Ousted;
             }
             _ => self.give_up(Cause::Refused { request: request.name(), reason }, false),
         }
@@ -490,7 +518,9 @@ impl Destination {
             (DestinationPhase::Completed { .. }, State::Completing { token, .. }, Ok(())) => {
                 self.state = State::Completing { token, recorded: true };
             }
-            (DestinationPhase::Aborted { .. }, State::Ousting { .. }, Ok(())) => self.state = State::Ousted,
+            (DestinationPhase::Aborted { .. }, State::Ousting { .. }, Ok(())) => {
+                self.state = State::Ousting { step: Ousting::Tell };
+            }
             // A restart finds Begun, and says the same.
             (DestinationPhase::Aborted { .. }, State::Aborting { accepted, .. }, result)
                 if result.is_ok() || !accepted =>

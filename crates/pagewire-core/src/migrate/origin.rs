@@ -293,7 +293,11 @@ impl Origin {
             State::Tracking { .. } => Phase::Tracking,
             State::Offering { .. } => Phase::Offering,
             State::InDoubt { .. } | State::Accepting { .. } => Phase::InDoubt,
-            State::Withdrawing { .. } if self.failed.is_some() => Phase::NotResumed,
+            State::Withdrawing { step: Withdrawing::Thaw | Withdrawing::Resume, .. }
+                if self.failed.is_some() =>
+            {
+                Phase::NotResumed
+            }
             State::Withdrawing { .. } => Phase::Withdrawing,
             State::Moved { .. } => Phase::Moved,
             State::Released { .. } => Phase::Released,
@@ -619,7 +623,7 @@ impl Origin {
         }
     }
 
-    /// A step of the withdrawal is done, or is not worth being tried again.
+    /// A step of the withdrawal is done, or is to be tried again later.
     fn withdrawn(&mut self) {
         let State::Withdrawing { id, ending, step, suspended, frozen } = &mut self.state else {
             return;
@@ -645,10 +649,7 @@ impl Origin {
                 self.stale = Some(*id);
                 self.withdrawn();
             }
-            State::Withdrawing { step: Withdrawing::Untrack, .. }
-            | State::Moved { step: Moved::Keep, .. } => {
-                self.done();
-            }
+            State::Moved { step: Moved::Keep, .. } => self.done(),
             _ => self.failed = Some(why),
         }
     }

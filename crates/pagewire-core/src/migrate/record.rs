@@ -10,6 +10,9 @@
 //! A file in which nothing was ever whole tells of no migration. Two slots that were written and are damaged are an
 //! error: nobody knows then who the owner is.
 //!
+//! The next sequence number is taken when a record *is* durable, not when its write was tried: a write that failed is repeated in the
+//! same slot, since the other one holds the only record that is whole. It may say something else then.
+//!
 //! The destination keeps [`HomeSets`] besides, one for each region, from when it accepts until everything is at home:
 //! which pages the region's own store has durably, so that after a crash these are not pulled again over what the application
 //! has written to them since.
@@ -265,3 +268,6 @@ fn read_id(reader: &mut Reader<'_>) -> MigrationId {
     id.copy_from_slice(reader.take(16));
     MigrationId(id)
 }
+
+#[cfg(test)]
+mod tests;

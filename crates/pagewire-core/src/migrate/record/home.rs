@@ -5,6 +5,11 @@
 //! file is written that holds the set for the epoch that the store is at, and the set for the epoch that the flush will make; after
 //! a crash the one that matches the store's epoch counts. If neither does, nobody knows, and that is an error.
 //!
+//! From when the record *Accepted* is written for the first time until another record is durable in its place, each flush of the store
+//! has to be announced in this way, also while the record is in doubt, and none may be under way when that begins. Else the store may be
+//! found at an epoch that is in no list. What the application writes over a page that is at home leaves that page in the set: it is
+//! at home as it was flushed.
+//!
 //! ```text
 //! "PWMIGHOM", u32 version, 16 bytes migration, 16 bytes region, u64 sequence, u64 pages, u64 epoch, u64 next epoch,
 //! the set of the epoch, the set of the next epoch, u64 xxh3 of everything before

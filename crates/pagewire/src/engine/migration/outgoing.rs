@@ -60,7 +60,11 @@ impl Outgoing {
         let mut sets = self.sets();
         let pages = Geometry::new(self.live.info().capacity, ChunkSize::PAGE).page_count();
         *sets = Sets { pending: BitSet::new(pages), kept: None, written: 0, looked: Instant::now() };
-        self.live.track()
+        self.live.track()?;
+        // What was written before, and nobody has collected yet, is read with everything else.
+        self.live.take_written(&mut BitSet::new(pages))?;
+        sets.looked = Instant::now();
+        Ok(())
     }
 
     pub(super) fn untrack(&self) {
