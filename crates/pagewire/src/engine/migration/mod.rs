@@ -15,7 +15,7 @@ mod origin;
 mod outgoing;
 mod record;
 
-pub use destination::{Arrived, Destination, DestinationOptions, Report, When};
+pub use destination::{Arrived, Destination, DestinationOptions, Report, Saved, When};
 pub use live::Live;
 pub(crate) use origin::Place;
 pub use origin::{Application, Origin, OriginOptions, OriginStatus, Outcome};
