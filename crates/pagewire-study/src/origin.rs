@@ -146,8 +146,7 @@ fn run(load: Load, address: &str) -> io::Result<()> {
         changed: Condvar::new(),
     });
     let regions = vec![(REGION.to_owned(), mapping as Arc<dyn Live>)];
-    let origin =
-        Origin::new(regions, writer.clone(), OriginOptions::default()).map_err(io::Error::other)?;
+    let origin = Origin::new(regions, writer.clone(), OriginOptions::default()).map_err(io::Error::other)?;
     let server = Server::new([], ServerOptions::default()).map_err(io::Error::other)?;
     server.offer(&origin).map_err(io::Error::other)?;
     let address: PeerAddress = address.parse().map_err(io::Error::other)?;

@@ -32,10 +32,7 @@ pub(super) fn rows(options: &Options) -> Result<Vec<Row>, Failure> {
         let best = super::run_when(&load, goals, Some(&link), When::Best { within: WITHIN }, warm)?;
         let any = super::run_when(&load, goals, Some(&link), When::Now, warm)?;
         time.push(best.report.seconds, any.report.seconds);
-        bytes.push(
-            best.report.moved_bytes as f64 / 1048576.0,
-            any.report.moved_bytes as f64 / 1048576.0,
-        );
+        bytes.push(best.report.moved_bytes as f64 / 1048576.0, any.report.moved_bytes as f64 / 1048576.0);
     }
     Ok(vec![time, bytes])
 }

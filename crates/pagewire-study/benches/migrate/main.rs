@@ -117,11 +117,8 @@ fn fast(options: &Options) -> Result<Vec<Row>, Failure> {
     let trip = link.verify()?.round_trip.as_secs_f64();
     let mut all = Row::new("fast-writer", "s", "its deadline", Target::AtMost(1.0));
     let mut downtime = Row::new("fast-downtime", "ms", "2 round trips + 10 ms", Target::AtMost(1.0));
-    let load = Load {
-        size: options.size,
-        hot: options.size,
-        phases: vec![(Duration::from_secs(1), 400_000_000)],
-    };
+    let load =
+        Load { size: options.size, hot: options.size, phases: vec![(Duration::from_secs(1), 400_000_000)] };
     for _ in 0..options.rounds {
         let goals = Goals { deadline: Some(DEADLINE), ..Goals::default() };
         let run = run(&load, goals, Some(&link))?;
@@ -163,8 +160,12 @@ fn run_when(
     let address = application.address()?;
     let mut moved = || -> Result<(Report, f64, f64, usize), Failure> {
         let home = Arc::new(MemoryStore::with_capacity(0, load.size));
-        let options =
-            DestinationOptions { goals, when, remote: RemoteOptions::default(), ..DestinationOptions::default() };
+        let options = DestinationOptions {
+            goals,
+            when,
+            remote: RemoteOptions::default(),
+            ..DestinationOptions::default()
+        };
         let begun = Instant::now();
         let destination = Destination::start(&[(address.clone(), home as Arc<dyn Store>)], options)?;
         let (mut running, mut ran_at, mut mapping) = (0.0, 0.0, None);
@@ -188,10 +189,7 @@ fn run_when(
         downtime: ran_at - after.suspended,
         running,
         rate_before: rate(before.pages - start.pages, before.ran - start.ran),
-        rate_during: rate(
-            after.pages - before.pages,
-            before_suspended(&before, after.suspended, after.ran),
-        ),
+        rate_during: rate(after.pages - before.pages, before_suspended(&before, after.suspended, after.ran)),
         report,
     })
 }

@@ -101,6 +101,7 @@ impl Arriving {
     }
 
     /// What of the region has not arrived at home, where it is durable: nothing else counts after a crash.
+    #[cfg(test)]
     pub(crate) fn is_durable(&self) -> bool {
         self.pages.is_durable(self.home.stage())
     }

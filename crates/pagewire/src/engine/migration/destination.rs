@@ -8,6 +8,7 @@
 mod copying;
 mod driving;
 mod report;
+mod waiting;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -23,7 +24,7 @@ use crate::engine::Region;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{RemoteOptions, Store};
 use driving::Inner;
-pub use report::Report;
+pub use report::{Report, Saved};
 
 /// When a migration begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

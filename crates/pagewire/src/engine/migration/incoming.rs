@@ -1,10 +1,11 @@
 //! One region of a migration, at its destination: what carries its bytes here.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, mpsc};
 use std::time::{Duration, Instant};
 
 use pagewire_core::chunk::{ByteRange, PAGE_SIZE};
+use pagewire_core::migrate::WriteFrequency;
 use pagewire_core::wire::{MAX_RANGES, MigrateStep, Migrated};
 
 use crate::engine::Region;
@@ -27,6 +28,8 @@ pub(super) struct Incoming {
     /// How many bytes have come.
     pub(super) moved: Arc<AtomicU64>,
     pub(super) patience: Duration,
+    /// How often what was written before the switch.
+    pub(super) frequency: Mutex<WriteFrequency>,
 }
 
 /// How a transfer has ended.
@@ -39,6 +42,10 @@ pub(super) enum Carried {
 }
 
 impl Incoming {
+    pub(super) fn frequency(&self) -> MutexGuard<'_, WriteFrequency> {
+        self.frequency.lock().expect("no holder panics")
+    }
+
     /// Asks for a step of the migration, again and again until it is answered or the patience is over.
     pub(super) fn step(&self, step: MigrateStep) -> Result<Migrated> {
         let deadline = Instant::now() + self.patience;

@@ -16,7 +16,7 @@ mod origin;
 mod outgoing;
 mod record;
 
-pub use destination::{Arrived, Destination, DestinationOptions, Report, When};
+pub use destination::{Arrived, Destination, DestinationOptions, Report, Saved, When};
 pub use inspect::{Recorded, Side, abort_recorded, recorded};
 pub use live::Live;
 pub(crate) use origin::Place;

@@ -27,21 +27,21 @@ const SETTLED: u64 = 16 << 20;
 const LOOK: Duration = Duration::from_secs(1);
 
 impl Inner {
-    /// Waits for a good moment to begin, where that is wanted.
-    pub(super) fn wait_for_moment(&self) -> Result<()> {
-        Ok(())
-    }
-
     /// Copies until the application is suspended, what has to be here is here, and it is to be accepted.
     pub(super) fn copy(&self) -> Result<()> {
         let goals = self.options.goals;
         let mut controller = Controller::new(goals, COSTS);
-        let began = self.lock().times.began;
+        // The wait for a good moment is no part of it.
+        let began = {
+            let state = self.lock();
+            state.times.began + state.times.waited
+        };
         controller.handle_round_trip(self.incoming()[0].origin.round_trip());
         controller.handle_begun(began.elapsed());
         if goals.mode != Mode::PostCopy {
-            self.look(&mut controller)?;
+            self.look(&mut controller, began)?;
         }
+        let mut last = began.elapsed();
         loop {
             let decision = controller.decide(began.elapsed(), self.missing(), 0);
             self.decided(&decision);
@@ -55,11 +55,15 @@ impl Inner {
                 Next::Round => {
                     let number = self.with(|machine| machine.start_round()).map_err(|_| super::not_now())?;
                     self.wait_for(|state| (state.round() == Some(number)).then_some(()))?;
+                    let (now, before) = (began.elapsed(), std::mem::replace(&mut last, began.elapsed()));
                     let mut state = self.lock();
-                    let bytes = state.sets.iter().map(ByteRange::total).sum();
                     state.report.rounds += 1;
+                    let bytes = state.sets.iter().map(ByteRange::total).sum();
+                    for (one, set) in self.incoming().iter().zip(&state.sets) {
+                        one.frequency().handle_round(set, now - before);
+                    }
                     drop(state);
-                    controller.handle_round(began.elapsed(), bytes);
+                    controller.handle_round(now, bytes);
                 }
                 Next::Switch(_) | Next::Abort => return self.act(&decision),
             }
@@ -100,12 +104,12 @@ impl Inner {
         self.incoming().iter().map(|one| ByteRange::total(&one.arriving.absent())).sum()
     }
 
-    fn moved(&self) -> u64 {
+    pub(super) fn moved(&self) -> u64 {
         self.incoming().iter().map(|one| one.moved()).sum()
     }
 
     /// Asks how much is written, and how long the regions are.
-    fn look(&self, controller: &mut Controller) -> Result<()> {
+    fn look(&self, controller: &mut Controller, began: Instant) -> Result<()> {
         let (mut written, mut time) = (0, Duration::ZERO);
         for one in self.incoming() {
             let answer = one.step(MigrateStep::Look)?;
@@ -114,7 +118,7 @@ impl Inner {
             written += answer.written;
             time = time.max(Duration::from_micros(answer.micros));
         }
-        controller.handle_look(written, time);
+        controller.handle_look(began.elapsed(), written, time);
         Ok(())
     }
 
@@ -133,16 +137,17 @@ impl Inner {
             if now - *looked > LOOK {
                 *looked = now;
                 // What cannot be asked now is asked later.
-                let _ = self.look(controller);
+                let _ = self.look(controller, began);
             }
             if decision.is_none() {
                 *decision = controller.interrupt(began.elapsed(), self.missing(), 0);
             }
             decision.is_some() || self.is_over()
         };
-        let sets = std::mem::take(&mut self.lock().sets);
-        for (one, set) in self.incoming().iter().zip(&sets) {
-            let carried = one.carry(set, &interrupted)?;
+        for one in self.incoming() {
+            // What is written often goes last.
+            let plan = one.frequency().plan(&one.arriving.absent(), None);
+            let carried = one.carry(&plan.send, &interrupted)?;
             interrupted();
             if carried == Carried::InPart {
                 break;
@@ -169,10 +174,9 @@ impl Inner {
         let before = self.moved();
         self.with(|machine| machine.start_switch()).map_err(|_| super::not_now())?;
         self.wait_for(|state| (state.phase() == Phase::Held).then_some(()))?;
-        let sets = std::mem::take(&mut self.lock().sets);
         if last == Last::Send {
-            for (one, set) in self.incoming().iter().zip(&sets) {
-                if one.carry(set, &|| self.is_over())? == Carried::InPart {
+            for one in self.incoming() {
+                if one.carry(&[], &|| self.is_over())? == Carried::InPart {
                     return Err(self.failure().unwrap_or_else(super::not_now));
                 }
             }

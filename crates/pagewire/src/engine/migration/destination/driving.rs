@@ -10,7 +10,7 @@ use pagewire_core::chunk::{ByteRange, ChunkSize, Geometry};
 use pagewire_core::migrate::destination::Cause;
 use pagewire_core::migrate::{
     self as machine, DestinationEffect, DestinationPhase, HomeSets, MigrationId, Outcome, Phase, RefusalKind,
-    Reply, Request, Token,
+    Reply, Request, Token, WriteFrequency,
 };
 use pagewire_core::wire::{MigrateStep, Migrated, OriginState};
 
@@ -57,10 +57,8 @@ pub(super) struct State {
     closed: bool,
     pub(super) times: Times,
     pub(super) report: Report,
-    /// What the last round or the switch has answered, to be asked for in this order.
+    /// What the last round or the switch has answered, of each region.
     pub(super) sets: Vec<Vec<ByteRange>>,
-    /// How many bytes were written since they were asked for last, and in what time.
-    pub(super) written: (u64, Duration),
 }
 
 impl Inner {
@@ -90,7 +88,6 @@ impl Inner {
             times: Times::new(),
             report: Report::default(),
             sets: vec![Vec::new(); regions.len()],
-            written: (0, Duration::ZERO),
         };
         Ok(Self {
             targets: regions.to_vec(),
@@ -521,8 +518,6 @@ impl Inner {
             one.arriving.invalidate(&answer.ranges);
         }
         let mut state = self.lock();
-        let micros = answers.iter().map(|answer| answer.micros).max().unwrap_or(0);
-        state.written = (answers.iter().map(|answer| answer.written).sum(), Duration::from_micros(micros));
         state.report.region_bytes = answers.iter().map(|answer| answer.length).sum();
         state.sets = answers.iter().map(|answer| answer.ranges.clone()).collect();
         let longest = answers.into_iter().max_by_key(|answer| answer.micros);
@@ -584,6 +579,7 @@ impl Inner {
             arriving,
             region,
             moved: Arc::new(AtomicU64::new(0)),
+            frequency: Mutex::new(WriteFrequency::new(Geometry::new(info.capacity, ChunkSize::DEFAULT))),
             patience: self.options.remote.patience,
         })
     }
