@@ -2,6 +2,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 use crate::event::PidFd;
 use crate::syscall::check;
@@ -33,6 +35,25 @@ pub fn kill_group(leader: u32) -> io::Result<()> {
     let group = group.ok_or_else(|| crate::syscall::invalid("no group of processes that can be killed"))?;
     // SAFETY: takes numbers.
     check(unsafe { libc::kill(-group, libc::SIGKILL) }).map(drop)
+}
+
+/// Has the process that the command starts killed when the thread ends that starts it, as it does when its process is
+/// killed. What that process starts itself is not.
+pub fn kill_with_thread(command: &mut Command) -> &mut Command {
+    let parent = std::process::id();
+    let arrange = move || {
+        let kill = libc::SIGKILL as libc::c_ulong;
+        // SAFETY: takes numbers only.
+        check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, kill, 0, 0, 0) })?;
+        // SAFETY: takes nothing, and cannot fail.
+        match unsafe { libc::getppid() } as u32 == parent {
+            true => Ok(()),
+            // It was too late: nobody would tell.
+            false => Err(io::Error::from_raw_os_error(libc::ECHILD)),
+        }
+    };
+    // SAFETY: between fork and exec the closure makes two system calls and allocates nothing.
+    unsafe { command.pre_exec(arrange) }
 }
 
 /// Whether all threads of a process are stopped, so that it runs no instruction until it is continued. One that has

@@ -6,7 +6,7 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use pagewire_sys::event::{PidFd, PollItem, poll};
-use pagewire_sys::process::{SIGCONT, SIGKILL, SIGSTOP, is_stopped, kill_group, signal};
+use pagewire_sys::process::{SIGCONT, SIGKILL, SIGSTOP, is_stopped, kill_group, kill_with_thread, signal};
 use pagewire_sys::signals::unblock_all_in;
 
 /// A process that is gone when this goes.
@@ -80,4 +80,17 @@ fn a_process_that_is_started_takes_what_its_parent_blocks() {
             assert_eq!(child.0.wait().unwrap().signal(), Some(pagewire_sys::signals::SIGTERM));
         });
     });
+}
+
+#[test]
+fn a_process_is_killed_with_the_thread_that_has_started_it() {
+    let start = || {
+        let mut command = Command::new("sleep");
+        Started(kill_with_thread(command.arg("100")).spawn().unwrap())
+    };
+    let mut child = std::thread::spawn(start).join().unwrap();
+    assert_eq!(child.0.wait().unwrap().signal(), Some(SIGKILL));
+    let mut stays = start();
+    std::thread::sleep(Duration::from_millis(20));
+    assert!(stays.0.try_wait().unwrap().is_none());
 }

@@ -1,8 +1,9 @@
 //! Suspending an application and having it go on: by the commands that a user gives, by signals to processes, or by
 //! both.
 //!
-//! A command has a process group of its own, which is killed when it takes too long. What it starts may outlive it:
-//! so it has no pipe of ours, and blocks no signal.
+//! A command has a process group of its own, which is killed when it takes too long; and its shell is killed with this
+//! process, so that it resumes nothing when nobody waits for it any more. What it starts may outlive it: so it
+//! has no pipe of ours, and blocks no signal.
 
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 use pagewire::engine::migration::Application;
 use pagewire::{Error, ErrorKind, Result};
 use pagewire_sys::event::{PidFd, PollItem, poll};
-use pagewire_sys::process::{SIGCONT, SIGKILL, SIGSTOP, is_stopped, kill_group, signal};
+use pagewire_sys::process::{SIGCONT, SIGKILL, SIGSTOP, is_stopped, kill_group, kill_with_thread, signal};
 use pagewire_sys::signals::unblock_all_in;
 
 use crate::args::Hooks;
@@ -110,7 +111,7 @@ impl Hooked {
             .stdin(Stdio::null())
             .stdout(said)
             .process_group(0);
-        let mut child = unblock_all_in(&mut shell).spawn().map_err(failed)?;
+        let mut child = kill_with_thread(unblock_all_in(&mut shell)).spawn().map_err(failed)?;
         let ended = PidFd::open(child.id()).map_err(failed).and_then(|process| {
             let mut items = [PollItem::readable(process.as_fd())];
             poll(&mut items, Some(self.hooks.hook_timeout)).map_err(failed)
