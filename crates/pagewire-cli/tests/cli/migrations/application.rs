@@ -29,8 +29,9 @@ impl Application {
              n=$(sqlite3 -batch -bail \"$1\" 'PRAGMA synchronous=FULL; {NEXT} SELECT max(n) FROM t;') || break; \
              echo $n >> committed; done; echo > stopped"
         );
+        // To be started where it runs does no harm: whoever takes the mark away that it does not run, starts it.
         let start = format!(
-            "cd {folder}; rm -f stop stopped; setsid sh app.sh \"${{PAGEWIRE_PATHS:-$1}}\" < /dev/null > /dev/null 2>> app.errors &"
+            "cd {folder}; rm -f stop; rm stopped 2> /dev/null || exit 0; setsid sh app.sh \"${{PAGEWIRE_PATHS:-$1}}\" < /dev/null > /dev/null 2>> app.errors &"
         );
         let stop = format!("cd {folder}; echo > stop; while [ ! -e stopped ]; do sleep 0.01; done");
         for (name, script) in [("app.sh", app), ("start.sh", start), ("stop.sh", stop)] {
