@@ -100,8 +100,8 @@ impl Arriving {
         self.pages.absent(self.home.stage())
     }
 
-    /// What of the region has not arrived at home, where it is durable: nothing else counts after a crash.
-    pub(crate) fn is_durable(&self) -> bool {
+    /// Whether all of it is durable at home.
+    pub(crate) fn is_settled(&self) -> bool {
         self.pages.is_durable(self.home.stage())
     }
 
@@ -136,7 +136,7 @@ impl Arriving {
 
     /// Everything is here and durable: the origin is not asked for anything any more.
     pub(crate) fn complete(&self) {
-        debug_assert!(self.is_durable());
+        debug_assert!(self.is_settled());
         *self.origin.write().expect("no holder panics") = None;
     }
 
@@ -306,6 +306,10 @@ impl Store for Arriving {
             return done(Ok(self.info()));
         }
         done(self.flush_home(stage, Some(number)));
+    }
+
+    fn is_durable(&self) -> bool {
+        self.home.is_durable()
     }
 
     fn stage(&self) -> Stage {
