@@ -15,7 +15,8 @@
 //!
 //! On the way back the application is resumed even where the record cannot be withdrawn: nobody can accept. A
 //! restart would find it in doubt then, suspended, so the record is tried again until that works; no other
-//! migration begins before.
+//! migration begins before. Force is another matter, since the destination may have accepted: the record comes first, and only
+//! then the application is resumed, or the destination told.
 
 mod requests;
 mod steps;

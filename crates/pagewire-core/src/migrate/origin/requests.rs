@@ -5,9 +5,8 @@ use crate::migrate::{Ending, MigrationId, Refusal, Reply, Token};
 
 impl Origin {
     pub(super) fn begin(&mut self, id: MigrationId) -> Answer {
-        let over = self.ended.iter().find(|(ended, _)| *ended == id);
         match &self.state {
-            State::Idle if let Some((_, ending)) = over => Answer::Refused(Refusal::Ended(ending.clone())),
+            State::Idle if self.has_ended(id) => Answer::Refused(self.refusal(id)),
             State::Idle if self.stale.is_some() => self.wait_or_failure(),
             State::Idle => {
                 let generation = self.fresh();
@@ -90,6 +89,10 @@ impl Origin {
             State::Accepting { id: mine, token: offered, .. } if (mine, offered) == (id, token) => {
                 self.wait_or_failure()
             }
+            // A destination that is told that it was ousted must not hear anything else after a restart.
+            State::Withdrawing { id: mine, step: Withdrawing::Record, .. } if mine == id => {
+                self.wait_or_failure()
+            }
             State::Moved { id: mine, token: offered, .. }
             | State::Released { id: mine, token: offered, .. }
                 if (mine, offered) == (id, token) =>
@@ -121,7 +124,7 @@ impl Origin {
             _ if self.stale == Some(id) => self.wait_or_failure(),
             _ => {
                 // A BEGIN that comes late must not begin anything.
-                if !self.ended.iter().any(|(ended, _)| *ended == id) {
+                if !self.has_ended(id) {
                     self.remember(id, Ending::Aborted);
                 }
                 Answer::Done(Reply::Aborted)
@@ -151,24 +154,27 @@ impl Origin {
 
     /// Why what was asked about `id` cannot be.
     pub(super) fn refusal(&self, id: MigrationId) -> Refusal {
-        let over = self.ended.iter().find(|(ended, _)| *ended == id);
-        match &self.state {
-            State::Accepting { .. } | State::Moved { .. } => Refusal::Moved,
-            State::Released { .. } => Refusal::Released,
-            State::Withdrawing { id: mine, ending, .. } if *mine == id => Refusal::Ended(ending.clone()),
-            _ if let Some((_, ending)) = over => Refusal::Ended(ending.clone()),
-            State::Idle => Refusal::Unknown,
-            State::Tracking { id: mine, .. }
-            | State::Offering { id: mine, .. }
-            | State::InDoubt { id: mine, .. }
-            | State::Withdrawing { id: mine, .. }
-                if *mine != id =>
-            {
-                Refusal::Busy(*mine)
-            }
-            State::Tracking { .. } => Refusal::OutOfTurn("nothing was offered yet"),
-            _ => Refusal::OutOfTurn("the application is suspended already"),
+        let ending = self.ended.iter().find(|(ended, _)| *ended == id).map(|(_, ending)| ending);
+        match (&self.state, ending) {
+            (State::Accepting { .. } | State::Moved { .. }, _) => Refusal::Moved,
+            (State::Released { .. }, _) => Refusal::Released,
+            (State::Withdrawing { id: mine, ending, .. }, _) if *mine == id => Refusal::Ended(ending.clone()),
+            (_, Some(ending)) => Refusal::Ended(ending.clone()),
+            (State::Idle, None) => Refusal::Unknown,
+            (
+                State::Tracking { id: mine, .. }
+                | State::Offering { id: mine, .. }
+                | State::InDoubt { id: mine, .. }
+                | State::Withdrawing { id: mine, .. },
+                None,
+            ) if *mine != id => Refusal::Busy(*mine),
+            (State::Tracking { .. }, None) => Refusal::OutOfTurn("nothing was offered yet"),
+            (_, None) => Refusal::OutOfTurn("the application is suspended already"),
         }
+    }
+
+    fn has_ended(&self, id: MigrationId) -> bool {
+        self.ended.iter().any(|(ended, _)| *ended == id)
     }
 
     fn wait_or_failure(&self) -> Answer {

@@ -132,7 +132,7 @@ impl Origin {
     pub(super) fn not_done(&mut self, why: String) {
         match &self.state {
             State::Tracking { .. } | State::Offering { .. } => self.give_up(Ending::Failed(why)),
-            State::Withdrawing { id, step: Withdrawing::Record, .. } => {
+            State::Withdrawing { id, step: Withdrawing::Record, ending, .. } if *ending != Ending::Forced => {
                 self.stale = Some(*id);
                 self.withdrawn();
             }

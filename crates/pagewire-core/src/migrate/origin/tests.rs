@@ -146,11 +146,16 @@ fn in_doubt_it_waits_for_the_destination_or_for_force() {
     origin.handle_departure(ID);
     assert_eq!(origin.handle_operator(false), Err(Refusal::InDoubt));
     assert_eq!((origin.phase(), origin.may_run()), (Phase::InDoubt, false));
+    let accept = Request::Accept { id: ID, token };
     let mut forced = origin.clone();
     assert_eq!(forced.handle_operator(true), Ok(()));
+    let withdrawn = OriginEffect::Record(OriginPhase::Withdrawn { id: ID });
+    assert_eq!(forced.handle_request(accept), Answer::Wait, "a restart may forget it yet");
+    assert_eq!(carry_out(&mut forced, Some(&withdrawn)), [withdrawn], "force waits for the record");
+    assert_eq!(forced.handle_request(accept), Answer::Refused(Refusal::Failed("it fails".to_owned())));
+    assert_eq!((forced.may_run(), forced.handle_operator(false)), (false, Ok(())));
     carry_out(&mut forced, None);
     assert!(forced.may_run() && forced.is_settled());
-    let accept = Request::Accept { id: ID, token };
     assert_eq!(refused(&mut forced, accept), Refusal::Ended(Ending::Forced));
     assert_eq!(
         refused(&mut origin, Request::Accept { id: ID, token: Token(token.0 + 1) }).kind(),

@@ -49,7 +49,8 @@ impl World {
             85..91 => self.flush_b(failures),
             91..95 => self.decide(),
             95..97 => self.lose(),
-            97 => self.retry(),
+            97 if self.random.chance(50) => self.retry(),
+            97 => self.reopen(),
             98 => self.start(),
             _ => !self.well && self.begin(),
         }
@@ -260,6 +261,21 @@ impl World {
         let Some(request) = machine.awaited() else { return false };
         machine.handle_outcome(request, Outcome::Lost);
         self.note("destination takes for lost", request);
+        true
+    }
+
+    /// A connection was lost and is made again, which begins with BEGIN, whatever else is under way.
+    fn reopen(&mut self) -> bool {
+        let phases = [Phase::Copying, Phase::Switching, Phase::Held, Phase::PostCopy];
+        let Some(machine) = self.b.process.as_ref().and_then(|process| process.machine.as_ref()) else {
+            return false;
+        };
+        if self.well || !phases.contains(&machine.phase()) {
+            return false;
+        }
+        let request = Request::Begin { id: machine.id() };
+        self.note("destination comes back", request);
+        self.send(Message::Ask(request));
         true
     }
 
