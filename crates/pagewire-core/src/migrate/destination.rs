@@ -8,13 +8,13 @@
 //!                             └──> Aborted                a record that failed
 //! ```
 //!
-//! The record *Begun* is durable before the first request, and *Aborted* before ABORT, so that a restart finds what it
-//! has to tell the origin. *Accepted* is what makes it the owner. Where writing that has failed it may be durable all the same: then
-//! the machine says nothing to anybody until *Aborted* is durable in its place.
+//! The record *Begun* is durable before the first request, and *Aborted* before ABORT, so that a restart finds
+//! what it has to tell the origin. *Accepted* is what makes it the owner. Where writing that has failed it may
+//! be durable all the same: then the machine says nothing to anybody until *Aborted* is durable in its place.
 //!
-//! The engine pulls as it likes meanwhile. It tells the machine what it has decided, by [`Destination::start_round`],
-//! [`Destination::start_switch`], [`Destination::accept`] and [`Destination::handle_everything_home`], and sends LOOK
-//! whenever it wants, since that changes nothing.
+//! The engine pulls as it likes meanwhile. It tells the machine what it has decided, by
+//! [`Destination::start_round`], [`Destination::start_switch`], [`Destination::accept`] and
+//! [`Destination::handle_everything_home`], and sends LOOK whenever it wants, since that changes nothing.
 
 mod steps;
 
@@ -24,8 +24,8 @@ use super::{MigrationId, Phase, RefusalKind, Reply, Request, Token};
 /// What the engine is to do for the destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DestinationEffect {
-    /// Make the record durable, in place of the one before. With [`DestinationPhase::Accepted`] also which pages are
-    /// at home durably, before it.
+    /// Make the record durable, in place of the one before. With [`DestinationPhase::Accepted`] also which
+    /// pages are at home durably, before it.
     Record(DestinationPhase),
     /// Let the application run. It comes again after a restart.
     Resume,
@@ -146,8 +146,8 @@ impl Destination {
         Self::with(id, State::Preparing)
     }
 
-    /// The migration that a record tells of, after a restart. What was pulled before is gone unless it was accepted, and
-    /// then it is what the [home sets](super::HomeSets) say.
+    /// The migration that a record tells of, after a restart. What was pulled before is gone unless it was
+    /// accepted, and then it is what the [home sets](super::HomeSets) say.
     pub fn from_record(phase: DestinationPhase) -> Self {
         let accepted = false;
         match phase {
@@ -197,8 +197,8 @@ impl Destination {
         Ok(number)
     }
 
-    /// The origin is to suspend the application, and to give the last set. A round that is awaited is given up; what would have
-    /// been in its set is in the last one.
+    /// The origin is to suspend the application, and to give the last set. A round that is awaited is given up;
+    /// what would have been in its set is in the last one.
     ///
     /// # Errors
     /// [`OutOfTurn`] where nothing is being copied.
@@ -297,8 +297,8 @@ impl Destination {
         }
     }
 
-    /// What is to be asked of the origin now; none while that is under way. Another one may still be: its outcome does not
-    /// matter any more.
+    /// What is to be asked of the origin now; none while that is under way. Another one may still be: its
+    /// outcome does not matter any more.
     pub fn poll_request(&mut self) -> Option<Request> {
         let due = self.due()?;
         if self.asked == Some(due) || self.refused.is_some() {
@@ -313,7 +313,8 @@ impl Destination {
         self.asked.filter(|asked| self.due() == Some(*asked))
     }
 
-    /// What came of a request, also of a BEGIN that the engine has sent by itself to come back after a lost connection.
+    /// What came of a request, also of a BEGIN that the engine has sent by itself to come back after a lost
+    /// connection.
     ///
     /// Answers whether it counts: then the set that came with it is to be used. What comes late, or twice, changes
     /// nothing.

@@ -9,14 +9,14 @@
 //!            operator, departure  operator, departure
 //! ```
 //!
-//! What decides is who knows the offer's token. While the machine is offering, its record says *Offered* already, but the
-//! token was told to nobody: so it can withdraw by itself when the hook fails. Once the regions are
-//! frozen the token is told, and from then on only the destination's word counts.
+//! What decides is who knows the offer's token. While the machine is offering, its record says *Offered*
+//! already, but the token was told to nobody: so it can withdraw by itself when the hook fails. Once the
+//! regions are frozen the token is told, and from then on only the destination's word counts.
 //!
 //! On the way back the application is resumed even where the record cannot be withdrawn: nobody can accept. A
 //! restart would find it in doubt then, suspended, so the record is tried again until that works; no other
-//! migration begins before. Force is another matter, since the destination may have accepted: the record comes first, and only
-//! then the application is resumed, or the destination told.
+//! migration begins before. Force is another matter, since the destination may have accepted: the record comes
+//! first, and only then the application is resumed, or the destination told.
 
 mod requests;
 mod steps;
@@ -31,8 +31,8 @@ use super::{Ending, MigrationId, Phase, Refusal, Reply, Request, Token};
 pub enum OriginEffect {
     /// Begin to track what is written to each region, from before this is answered.
     Track,
-    /// Take what was written to each region since the last set, and keep it as that of this round. The set that was kept
-    /// before was received, and can be dropped.
+    /// Take what was written to each region since the last set, and keep it as that of this round. The set that
+    /// was kept before was received, and can be dropped.
     TakeRound {
         /// The round.
         number: u64,
@@ -175,7 +175,8 @@ impl Origin {
     /// The machine of an application that runs, or that a record says something else about. `nonce` is random, so
     /// that no generation or token comes again after a restart.
     ///
-    /// [`Origin::may_run`] then says whether the engine may let the application run, and with regions that are not frozen.
+    /// [`Origin::may_run`] then says whether the engine may let the application run, and with regions that are
+    /// not frozen.
     pub fn new(record: Option<OriginPhase>, nonce: u64) -> Self {
         let generation = nonce;
         let state = match record {
@@ -217,8 +218,8 @@ impl Origin {
         }
     }
 
-    /// The sessions of this migration's destination have ended, and their lapse is over. Before the offer was told the
-    /// application goes on as if nothing had been; afterwards it waits.
+    /// The sessions of this migration's destination have ended, and their lapse is over. Before the offer was
+    /// told the application goes on as if nothing had been; afterwards it waits.
     pub fn handle_departure(&mut self, id: MigrationId) {
         if matches!(&self.state, State::Tracking { id: mine, .. } | State::Offering { id: mine, .. } if *mine == id)
         {
@@ -229,14 +230,14 @@ impl Origin {
     /// An operator wants the application to go on here, without the migration. How that ends the
     /// [phase](Self::phase) tells, once nothing is [under way](Self::is_settled).
     ///
-    /// In doubt this takes `force`, and the operator's own certainty that the destination does not own the application and
-    /// never will: its record must be gone, or say that it was aborted. Else both run it, each with its own
-    /// bytes. A destination that learns of it, by its ACCEPT being refused, suspends the application at once, and
-    /// what it has written since is lost.
+    /// In doubt this takes `force`, and the operator's own certainty that the destination does not own the
+    /// application and never will: its record must be gone, or say that it was aborted. Else both run it, each
+    /// with its own bytes. A destination that learns of it, by its ACCEPT being refused, suspends the
+    /// application at once, and what it has written since is lost.
     ///
     /// # Errors
-    /// [`Refusal::InDoubt`] without force; [`Refusal::Moved`] and [`Refusal::Released`] also with it, once ACCEPT was
-    /// heard.
+    /// [`Refusal::InDoubt`] without force; [`Refusal::Moved`] and [`Refusal::Released`] also with it, once
+    /// ACCEPT was heard.
     pub fn handle_operator(&mut self, force: bool) -> Result<(), Refusal> {
         match &self.state {
             State::Idle => Ok(()),
