@@ -67,7 +67,8 @@ pub use frequency::{Holding, Plan, WriteFrequency};
 pub use origin::{Answer, Origin, OriginEffect};
 pub use record::{DestinationPhase, DestinationRecord, HomeSets, OriginPhase, OriginRecord};
 
-/// Which migration: random, and chosen by the destination anew for each attempt.
+/// Which migration: random, and chosen by the destination anew for each attempt. Who knows it speaks for the
+/// destination, so it goes to nobody but the origin and its operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MigrationId(pub [u8; 16]);
 
@@ -196,8 +197,8 @@ pub enum Reply {
 /// Why a request is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// Another migration is under way.
-    #[error("migration {0} is under way; abort that one first")]
+    /// Another migration is under way. Its id is not to be told: who knows it can abort it.
+    #[error("another migration of this application is under way; abort that one first")]
     Busy(MigrationId),
     /// The migration is over.
     #[error("the migration is over: {0}")]
