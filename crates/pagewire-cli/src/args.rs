@@ -1,5 +1,6 @@
 //! What can be said on the command line.
 
+mod migrate;
 mod mount;
 mod remote;
 mod serve;
@@ -10,6 +11,10 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
 
+pub(crate) use migrate::{
+    Hooks, Migrate, MigrateAbort, MigrateIn, MigrateOut, MigrateResume, MigrateStatus, MigrateStep, Moment,
+    Offering, Subject,
+};
 pub(crate) use mount::{Mount, Order, Uffd, Via};
 pub(crate) use remote::Remote;
 pub(crate) use serve::{Offerer, Serve};
@@ -62,6 +67,7 @@ pub(crate) enum Command {
     Mount(Mount),
     Mirror(Mirror),
     Follow(Follow),
+    Migrate(Migrate),
     Demo(Demo),
     Completions(Completions),
 }
@@ -112,7 +118,8 @@ pub(crate) struct Info {
 ///
 /// A server process offers a file; this process maps it through userfaultfd, uses it at once, lets the
 /// rest arrive, and compares both sides. Without a file it makes an SQLite database of a million rows; it
-/// then also changes rows in the mapped database, flushes them, kills the server, and finds them again.
+/// then also changes rows in the mapped database, flushes them, kills the server, and finds them again; and in the end
+/// it moves the database to another host while a program commits to it, and looks whether all that was committed is there.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Example:\n  pagewire demo\n  pagewire demo /srv/model.bin --json")]
 pub(crate) struct Demo {

@@ -29,6 +29,7 @@
 //! - [`file`](mod@file): holes, locks, reads that do not wait, identity, attributes
 //! - [`file_mapping`]: a file that is mapped shared
 //! - [`mount`]: mounts, and what a file system is used by
+//! - [`process`]: signals to other processes, and whether they are stopped
 //! - [`event`], [`signals`], [`thread`]: eventfd, pidfd, poll, signalfd, scheduling of the calling thread
 //! - [`nbd`]: block devices that are answered for over sockets
 //! - [`net`]: network namespaces and TUN devices, for link emulation
@@ -45,6 +46,7 @@ pub mod mount;
 pub mod nbd;
 pub mod net;
 pub mod pagemap;
+pub mod process;
 pub mod pulled;
 pub mod signals;
 pub mod socket;

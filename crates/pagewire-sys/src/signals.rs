@@ -81,6 +81,22 @@ impl Signals {
     }
 }
 
+/// Has the process that the command starts take all signals as usual, whatever the one that starts it blocks.
+pub fn unblock_all_in(command: &mut Command) -> &mut Command {
+    let unblock = || {
+        let mut none = MaybeUninit::<libc::sigset_t>::uninit();
+        // SAFETY: initialises the set; it cannot fail.
+        unsafe { libc::sigemptyset(none.as_mut_ptr()) };
+        // SAFETY: reads the set and changes the mask of the calling thread, the only one of a new process.
+        match unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut()) } {
+            0 => Ok(()),
+            error => Err(io::Error::from_raw_os_error(error)),
+        }
+    };
+    // SAFETY: between fork and exec the closure makes one system call and allocates nothing.
+    unsafe { command.pre_exec(unblock) }
+}
+
 impl AsFd for Signals {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()

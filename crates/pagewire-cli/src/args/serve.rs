@@ -105,7 +105,7 @@ impl std::str::FromStr for Offerer {
     }
 }
 
-fn parse_offer(text: &str) -> Result<(String, StoreAddress), String> {
+pub(super) fn parse_offer(text: &str) -> Result<(String, StoreAddress), String> {
     let (name, store) =
         text.split_once('=').ok_or_else(|| format!("write NAME=STORE, for instance db=file:{text}"))?;
     pagewire::address::check_name(name).map_err(|error| error.to_string())?;

@@ -1,6 +1,7 @@
 //! `pagewire demo [FILE]`: the main job, end to end, on this machine.
 
 mod database;
+mod moving;
 mod writing;
 
 use std::io::{BufRead, BufReader, Read};
@@ -69,6 +70,7 @@ struct Report {
     sha256: String,
     equal: bool,
     written: Option<writing::Written>,
+    moved: Option<moving::Moved>,
 }
 
 #[derive(Serialize)]
@@ -138,6 +140,10 @@ pub(super) fn run(args: &Demo, quiet: bool) -> Result<()> {
         true => Some(writing::run(&path, &region, &remote, &say)?),
         false => None,
     };
+    let moved = match &written {
+        Some(written) => Some(move_on(&path, written, &remote, &say)?),
+        None => None,
+    };
     let report = Report {
         file: path.display().to_string(),
         bytes: length,
@@ -155,6 +161,7 @@ pub(super) fn run(args: &Demo, quiet: bool) -> Result<()> {
         equal: here == there,
         sha256: there,
         written,
+        moved,
     };
     if args.json {
         output::json(&report)?;
@@ -165,6 +172,21 @@ pub(super) fn run(args: &Demo, quiet: bool) -> Result<()> {
         bail!("the bytes differ: {here} was mapped, and {} was offered", report.sha256);
     }
     Ok(())
+}
+
+/// Moves the database to another host while it is written to.
+fn move_on(
+    path: &Path,
+    written: &writing::Written,
+    remote: &pagewire::store::RemoteOptions,
+    say: &dyn Fn(String),
+) -> Result<moving::Moved> {
+    let folder = path.parent().context("the database lies nowhere")?;
+    let moved = moving::run(&written.region, folder, remote, say)?;
+    if moved.answer != written.answer_after_restart {
+        bail!("{} is not what was there before the move: {}", moved.answer, written.answer_after_restart);
+    }
+    Ok(moved)
 }
 
 fn print(report: &Report) -> Result<()> {
@@ -192,6 +214,26 @@ fn print(report: &Report) -> Result<()> {
             ("flushed in", ms(written.flush_seconds)),
             ("  which pushed", pushed),
             ("after SIGKILL and a restart", format!("there, at epoch {}", written.epoch)),
+        ];
+        for (what, value) in rows {
+            output::line(format!("{what:28} {value}"))?;
+        }
+    }
+    if let Some(moved) = &report.moved {
+        let rows = [
+            (
+                "moved under a running writer",
+                format!("{} of downtime, {}", ms(moved.downtime_seconds), moved.mode),
+            ),
+            ("  everything there after", ms(moved.seconds)),
+            ("  which moved", format!("{} of {}", size(moved.moved_bytes), size(moved.region_bytes))),
+            (
+                "  transactions committed",
+                format!(
+                    "{}, {} of them before: {} missing, {} doubled",
+                    moved.committed, moved.committed_before, moved.missing, moved.doubled
+                ),
+            ),
         ];
         for (what, value) in rows {
             output::line(format!("{what:28} {value}"))?;

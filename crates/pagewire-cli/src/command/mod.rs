@@ -6,6 +6,7 @@ mod demo;
 mod follow;
 mod info;
 mod list;
+mod migrate;
 mod mirror;
 mod mount;
 mod serve;
@@ -27,6 +28,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         Command::Mount(args) => mount::run(&args),
         Command::Mirror(args) => mirror::run(&args),
         Command::Follow(args) => follow::run(&args),
+        Command::Migrate(args) => migrate::run(&args, quiet),
         Command::Demo(args) => demo::run(&args, quiet),
         Command::Completions(args) => completions::run(&args),
     }

@@ -19,7 +19,7 @@ use crate::{args, output};
 
 pub(super) fn run(args: &args::Mount) -> Result<()> {
     if args.background {
-        return in_background();
+        return in_background("mounted ");
     }
     match (args.via, &args.path) {
         (args::Via::Nbd, path) => device::run(args, path.as_deref()),
@@ -93,8 +93,8 @@ fn finish(mount: &Mount, force: bool) -> Result<()> {
     }
 }
 
-/// Has another process do it, and returns when that has mounted.
-fn in_background() -> Result<()> {
+/// Has another process do it, and returns when that has said a line that begins so.
+pub(super) fn in_background(expected: &str) -> Result<()> {
     let arguments = std::env::args_os().skip(1).filter(|argument| argument != "--background");
     let mut command = Command::new(std::env::current_exe()?);
     // Away from the terminal's signals.
@@ -104,7 +104,7 @@ fn in_background() -> Result<()> {
     if let Some(said) = child.stdout.take() {
         BufReader::new(said).read_line(&mut line)?;
     }
-    if line.starts_with("mounted ") {
+    if line.starts_with(expected) {
         output::line(line.trim_end())?;
         return Ok(());
     }

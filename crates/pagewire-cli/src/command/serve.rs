@@ -24,9 +24,7 @@ pub(super) fn run(args: &Serve) -> Result<()> {
         let knows_clients = args.tls_clients.is_some();
         let peers = args.listen.iter().map(|address| (address.to_string(), Reach::of_peers(address)));
         let clients = args.nbd.iter().map(|address| (address.to_string(), Reach::of_clients(address)));
-        peers
-            .chain(clients)
-            .try_for_each(|(address, reach)| check_who_can_write(&address, &reach, knows_clients))?;
+        peers.chain(clients).try_for_each(|(address, reach)| reach.check(&address, knows_clients, &WRITE))?;
     }
     let identity = args.identity.files();
     let tls = identity.clone().map(|identity| ServerTls { identity, clients: args.tls_clients.clone() });
@@ -100,14 +98,14 @@ fn open(
     })
 }
 
-fn read_permissions(path: &Path) -> pagewire::Result<Permissions> {
+pub(super) fn read_permissions(path: &Path) -> pagewire::Result<Permissions> {
     let text = std::fs::read_to_string(path)
         .map_err(|error| Error::io(format!("cannot read the permissions {}", path.display()), &error))?;
     Permissions::parse(&text).map_err(|error| error.context(path.display()))
 }
 
 /// Who reaches a server at an address.
-struct Reach {
+pub(super) struct Reach {
     /// Whoever reaches this host and port; none of another host where there is none.
     place: Option<String>,
     /// Only through TLS.
@@ -115,7 +113,7 @@ struct Reach {
 }
 
 impl Reach {
-    fn of_peers(address: &PeerAddress) -> Self {
+    pub(super) fn of_peers(address: &PeerAddress) -> Self {
         let (place, by_tls) = match address {
             PeerAddress::Unix(_) => (None, false),
             PeerAddress::Tcp(place) => (Some(place.clone()), false),
@@ -134,20 +132,33 @@ impl Reach {
     }
 }
 
-/// Who reaches a writable server that does not know its clients can write: on this host alone, unless that
-/// is wanted.
-fn check_who_can_write(address: &str, reach: &Reach, knows_clients: bool) -> pagewire::Result<()> {
-    let Some(place) = reach.place.as_deref().filter(|_| !(reach.by_tls && knows_clients)) else {
-        return Ok(());
-    };
-    // One that has no address is told when it is listened at.
-    let mut found = place.to_socket_addrs().into_iter().flatten();
-    if found.all(|address| address.ip().is_loopback()) {
-        return Ok(());
+/// What somebody could do, and how to do without.
+pub(super) struct Danger {
+    pub(super) could: &'static str,
+    pub(super) instead: &'static str,
+}
+
+const WRITE: Danger = Danger {
+    could: "write to what is offered",
+    instead: "--read-only, pw+tls:// or nbds:// with --tls-clients",
+};
+
+impl Reach {
+    /// Who reaches a server that does not know its clients can do it: on this host alone, unless that is wanted.
+    pub(super) fn check(&self, address: &str, knows_clients: bool, danger: &Danger) -> pagewire::Result<()> {
+        let Some(place) = self.place.as_deref().filter(|_| !(self.by_tls && knows_clients)) else {
+            return Ok(());
+        };
+        // One that has no address is told when it is listened at.
+        let mut found = place.to_socket_addrs().into_iter().flatten();
+        if found.all(|address| address.ip().is_loopback()) {
+            return Ok(());
+        }
+        let Danger { could, instead } = danger;
+        let text = format!(
+            "whoever reaches {address} could {could}; choose {instead} to know who comes, or --insecure if that is \
+             wanted"
+        );
+        Err(Error::new(ErrorKind::Usage, text))
     }
-    let text = format!(
-        "whoever reaches {address} could write to what is offered; choose --read-only, pw+tls:// or nbds:// with \
-         --tls-clients to know who comes, or --insecure if that is wanted"
-    );
-    Err(Error::new(ErrorKind::Usage, text))
 }

@@ -188,7 +188,13 @@ fn the_demonstration_shows_its_main_job() {
     assert!(report["first_use_bytes"].as_u64() < report["bytes"].as_u64());
     assert_eq!(report["written"]["rows"], 2);
     assert_eq!(report["written"]["answer_after_restart"], "2 readings, 38.42 °C");
+    let moved = &report["moved"];
+    assert_eq!((moved["missing"].as_u64(), moved["doubled"].as_u64()), (Some(0), Some(0)));
+    let (before, all) = (moved["committed_before"].as_u64().unwrap(), moved["committed"].as_u64().unwrap());
+    assert!(0 < before && before < all, "{moved}");
+    assert!(moved["downtime_seconds"].as_f64().unwrap() > 0.0);
     let text = stdout(&["demo", "--rows", "1000", "-q"]);
+    assert!(text.contains(": 0 missing, 0 doubled"), "{text}");
     assert!(text.contains("SHA-256 of both sides        equal"), "{text}");
 }
 
@@ -205,7 +211,7 @@ fn the_demonstration_takes_any_file() {
 
 #[test]
 fn help_and_completions_are_there_for_every_command() {
-    for command in ["serve", "list", "info", "copy", "uffd", "demo", "completions"] {
+    for command in ["serve", "list", "info", "copy", "uffd", "migrate", "demo", "completions"] {
         let help = stdout(&[command, "--help"]);
         assert!(help.contains("Example") && help.contains(&format!("pagewire {command}")), "{help}");
     }

@@ -4,6 +4,7 @@ mod commands;
 mod deltas;
 mod driving;
 mod guests;
+mod migrations;
 mod mirrors;
 mod mounts;
 mod nbd_stores;

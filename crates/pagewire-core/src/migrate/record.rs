@@ -137,6 +137,9 @@ const ORIGIN: &[u8; 8] = b"PWMIGORG";
 const DESTINATION: &[u8; 8] = b"PWMIGDST";
 
 impl OriginRecord {
+    /// What a slot begins with.
+    pub const MAGIC: &[u8; 8] = ORIGIN;
+
     /// The slot.
     pub fn encode(&self) -> [u8; BLOCK] {
         let (kind, id, token) = match self.phase {
@@ -172,6 +175,9 @@ impl OriginRecord {
 }
 
 impl DestinationRecord {
+    /// What a slot begins with.
+    pub const MAGIC: &[u8; 8] = DESTINATION;
+
     /// The slot.
     ///
     /// # Panics

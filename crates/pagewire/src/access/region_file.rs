@@ -12,6 +12,7 @@
 #![cfg_attr(not(feature = "fuse"), allow(dead_code))]
 
 mod answer;
+mod freezing;
 mod unflushed;
 mod write;
 
@@ -26,7 +27,8 @@ use crate::engine::trace::Trace;
 use crate::engine::{Moment, Pin, PushOptions, PushProgress, Region, Writer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Completion, Read, STAGED, Urgency};
-use answer::Answer;
+use answer::{Answer, Asked};
+use freezing::Freezing;
 use write::Writing;
 
 pub(super) use answer::ReadDone;
@@ -45,6 +47,7 @@ pub(super) struct RegionFile {
     pub(super) counters: Counters,
     arrivals: Arrivals,
     trace: Option<Arc<Trace>>,
+    freezing: Freezing,
     /// Reads of an epoch that is gone, until the file has moved on; none where it does not.
     newer: Mutex<Option<Vec<Completion>>>,
 }
@@ -99,7 +102,8 @@ impl RegionFile {
         let pages = Geometry::new(room, ChunkSize::PAGE).page_count();
         let (read, zeroes) = (AtomicBitSet::new(pages), AtomicBitSet::new(pages));
         let (counters, arrivals) = (Counters::default(), Arrivals::default());
-        Self { region, access, read, zeroes, counters, arrivals, trace, newer: Mutex::default() }
+        let (newer, freezing) = (Mutex::default(), Freezing::default());
+        Self { region, access, read, zeroes, counters, arrivals, trace, freezing, newer }
     }
 
     pub(super) fn region(&self) -> &Arc<Region> {
@@ -186,25 +190,34 @@ impl RegionFile {
                 trace.record(range);
             }
         }
-        self.submit_read(range, urgency, done);
+        self.submit_read(range, Asked { urgency, is_noted: true }, done);
     }
 
-    /// The same without counting it: it may be read again.
-    pub(super) fn submit_read(self: &Arc<Self>, range: ByteRange, urgency: Urgency, done: ReadDone) {
+    /// The same for somebody who caches nothing: no note is taken of it.
+    pub(super) fn peek(self: &Arc<Self>, range: ByteRange, urgency: Urgency, done: ReadDone) {
+        let range = range.clamp_to(self.length());
+        if range.is_empty() {
+            return done(Ok(&[]));
+        }
+        self.submit_read(range, Asked { urgency, is_noted: false }, done);
+    }
+
+    /// Reads a range that is not empty; it may be read again.
+    fn submit_read(self: &Arc<Self>, range: ByteRange, asked: Asked, done: ReadDone) {
         // To a peer, the way of bulk is the faster one for what is long, whoever waits. Here it may hold up this thread.
         let by_bulk = range.len() >= LONG && self.region.info().capabilities.stream;
-        let way = if by_bulk { Urgency::Background } else { urgency };
+        let way = if by_bulk { Urgency::Background } else { asked.urgency };
         match &self.access {
             Access::Read(pin) => {
                 let pin = pin.read().expect("no holder panics").clone();
                 let epoch = pin.epoch();
-                let sink = Arc::new(Answer::new(self, range, &[range], urgency, done).at_epoch(pin));
+                let sink = Arc::new(Answer::new(self, range, &[range], asked, done).at_epoch(pin));
                 self.region.read(Read { ranges: vec![range], epoch, urgency: way, sink });
             }
             Access::Write(writing) => {
                 let (readable, moment) = writing.pusher.readable();
                 if range.end <= readable && !writing.unflushed.touches(range) {
-                    let sink = Arc::new(Answer::new(self, range, &[range], urgency, done).staged_at(moment));
+                    let sink = Arc::new(Answer::new(self, range, &[range], asked, done).staged_at(moment));
                     return self.region.read(Read { ranges: vec![range], epoch: STAGED, urgency: way, sink });
                 }
                 let mut bytes = vec![0; range.len() as usize];
@@ -221,7 +234,7 @@ impl RegionFile {
                 if gaps.is_empty() {
                     return done(Ok(&bytes));
                 }
-                let answer = Answer::new(self, range, &gaps, urgency, done).over(bytes);
+                let answer = Answer::new(self, range, &gaps, asked, done).over(bytes);
                 let sink = Arc::new(answer.staged_at(moment));
                 self.region.read(Read { ranges: gaps, epoch: STAGED, urgency: way, sink });
             }
@@ -245,8 +258,11 @@ impl RegionFile {
     }
 
     /// Takes note of what was answered.
-    pub(super) fn was_read(&self, range: ByteRange, urgency: Urgency) {
-        let counter = match urgency {
+    fn was_read(&self, range: ByteRange, asked: Asked) {
+        if !asked.is_noted {
+            return;
+        }
+        let counter = match asked.urgency {
             Urgency::Demand => &self.counters.demand_bytes,
             Urgency::Background => &self.counters.background_bytes,
         };

@@ -12,6 +12,7 @@ mod epochs;
 mod faults;
 mod holes;
 mod life;
+mod moving;
 mod passthrough;
 mod programs;
 mod random;

@@ -18,6 +18,13 @@ const QUESTION: &str = "SELECT count(*) || ' readings, ' || coalesce(round(avg(c
 /// It was warmer.
 const CHANGE: &str = "UPDATE reading SET celsius = celsius + 10 WHERE sensor = 'sensor-42'";
 
+/// A step follows from the one before it.
+const STEP: &str =
+    "INSERT INTO step SELECT n + 1, (sum * 31 + n + 1) % 1000003 FROM step ORDER BY n DESC LIMIT 1";
+
+/// How much room there is for steps, in bytes.
+const ROOM: i64 = 4 << 20;
+
 /// Makes a database of `rows` rows with an index.
 pub(super) fn make(path: &Path, rows: u32) -> rusqlite::Result<()> {
     let database = Connection::open(path)?;
@@ -33,7 +40,13 @@ pub(super) fn make(path: &Path, rows: u32) -> rusqlite::Result<()> {
                 'reading ' || i || ' of a quiet day' FROM n WHERE ?1 > 0",
         [rows],
     )?;
-    database.execute_batch("CREATE INDEX by_sensor ON reading (sensor); COMMIT;")
+    database.execute_batch("CREATE INDEX by_sensor ON reading (sensor);")?;
+    database.execute_batch(
+        "CREATE TABLE step (n INTEGER PRIMARY KEY, sum INTEGER); INSERT INTO step VALUES (0, 1);",
+    )?;
+    // Pages that nobody has: in place, the database cannot grow.
+    database.execute("CREATE TABLE room AS SELECT zeroblob(?1) AS x", [ROOM])?;
+    database.execute_batch("DROP TABLE room; COMMIT;")
 }
 
 /// Asks a question, if the bytes are an SQLite database: for the one that was made here, how warm
@@ -68,4 +81,57 @@ pub(super) fn change(memory: &TrackedMapping, length: usize) -> rusqlite::Result
     let rows = database.execute(CHANGE, [])?;
     let answer = database.query_row(QUESTION, [], |row| row.get(0))?;
     Ok(Changed { sql: CHANGE, rows, answer })
+}
+
+/// Commits one step after the other to the database in this memory, as long as it `goes_on`; `committed` is told the number
+/// of each.
+pub(super) fn commit_steps(
+    memory: &TrackedMapping,
+    length: usize,
+    goes_on: impl Fn() -> bool,
+    committed: impl Fn(u64),
+) -> rusqlite::Result<()> {
+    let database = WritableDatabase::open(memory, length)?;
+    let mut step = database.prepare(STEP)?;
+    while goes_on() {
+        step.execute([])?;
+        committed(database.last_insert_rowid() as u64);
+    }
+    Ok(())
+}
+
+/// What was found of the steps.
+pub(super) struct Steps {
+    /// How many there are that follow from those before them.
+    pub(super) whole: u64,
+    /// How many are there twice.
+    pub(super) doubled: u64,
+    /// What the question is answered.
+    pub(super) answer: String,
+}
+
+/// Looks whether each step is there once.
+pub(super) fn check_steps(memory: &TrackedMapping, length: usize) -> Result<Steps> {
+    let database = WritableDatabase::open(memory, length)?;
+    let sound: String = database.query_row("PRAGMA integrity_check", [], |row| row.get(0))?;
+    if sound != "ok" {
+        anyhow::bail!("the database is damaged: {sound}");
+    }
+    let mut steps = database.prepare("SELECT n, sum FROM step ORDER BY n")?;
+    let mut rows = steps.query([])?;
+    let (mut whole, mut doubled, mut sum) = (0, 0, 1);
+    let mut last = None;
+    while let Some(row) = rows.next()? {
+        let (n, found): (i64, i64) = (row.get(0)?, row.get(1)?);
+        if n > 0 {
+            sum = (sum * 31 + n) % 1_000_003;
+        }
+        doubled += u64::from(last == Some(n));
+        if found == sum && last.map_or(0, |last: i64| last + 1) == n {
+            whole = n;
+        }
+        last = Some(n);
+    }
+    let answer = database.query_row(QUESTION, [], |row| row.get(0))?;
+    Ok(Steps { whole: whole as u64, doubled, answer })
 }

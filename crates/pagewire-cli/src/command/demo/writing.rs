@@ -6,7 +6,6 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 use pagewire::access::uffd::{MapOptions, Mapping, WritableMapping, WriteOptions};
-use pagewire::address::StoreAddress;
 use pagewire::engine::PullOptions;
 use pagewire::{PullOrder, store::RemoteOptions};
 use serde::Serialize;
@@ -26,6 +25,9 @@ pub(super) struct Written {
     pub(super) epoch: u64,
     /// What the question was answered after the server was killed and started again.
     pub(super) answer_after_restart: String,
+    /// Where the region is offered now.
+    #[serde(skip)]
+    pub(super) region: String,
 }
 
 /// Changes rows in place through a mapping of `region`, flushes them, kills the server, starts another of
@@ -58,9 +60,9 @@ pub(super) fn run(
 
     super::kill_server()?;
     drop(mapping);
-    let region: StoreAddress = super::start_server(path, true)?.parse()?;
+    let region = super::start_server(path, true)?;
     say(format!("killed the server with SIGKILL and started it again, as {region}"));
-    let mapping = Mapping::open_with(&region, &alone(), remote)?;
+    let mapping = Mapping::open_with(&region.parse()?, &alone(), remote)?;
     let Some(Query { answer, .. }) = database::ask(&mapping)? else {
         bail!("the database is gone");
     };
@@ -69,5 +71,14 @@ pub(super) fn run(
     }
     say(format!("  → {answer}: what was flushed is there, at epoch {epoch}"));
     let (sql, rows) = (changed.sql, changed.rows);
-    Ok(Written { sql, rows, tracking, flush_seconds, pushed_bytes, epoch, answer_after_restart: answer })
+    Ok(Written {
+        sql,
+        rows,
+        tracking,
+        flush_seconds,
+        pushed_bytes,
+        epoch,
+        answer_after_restart: answer,
+        region,
+    })
 }

@@ -145,6 +145,14 @@ impl Entries {
         }
     }
 
+    /// The file of a region, if it was listed.
+    pub(super) fn by_region(&self, name: &str) -> Option<Arc<Entry>> {
+        match self {
+            Entries::File(entry) => Some(entry.clone()).filter(|entry| entry.region == name),
+            Entries::Directory(directory) => directory.lock().by_name.get(&file_name(name)).cloned(),
+        }
+    }
+
     /// The files that were opened.
     pub(super) fn opened(&self) -> Vec<(Arc<Entry>, Arc<RegionFile>)> {
         let entries = match self {

@@ -8,17 +8,21 @@
 //!
 //! - [`entries`]: the files of a mount, and what they have besides their bytes.
 //! - [`filesystem`]: translates the kernel's requests.
+//! - [`live`]: a file that is moved to another host while it is in use.
 //! - [`passthrough`]: opens files straight on their caches.
 //! - [`session`]: making a mount, and taking it down.
 //! - [`upkeep`]: moves files that are read on to newer epochs, and notices that the mount is gone.
+//! - [`write_back`]: has the kernel write back what programs have written.
 
 mod entries;
 mod errno;
 mod filesystem;
+mod live;
 mod passthrough;
 mod session;
 mod upkeep;
 mod warm;
+mod write_back;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -35,6 +39,7 @@ use crate::error::{Error, ErrorKind, Result};
 use entries::{Entries, Entry};
 use passthrough::Passthrough;
 use warm::{Warmers, Warming};
+use write_back::WriteBacks;
 
 pub use session::Mount;
 
@@ -150,6 +155,7 @@ struct Shared {
     entries: Entries,
     options: MountOptions,
     warmers: Arc<Warmers>,
+    write_backs: Arc<WriteBacks>,
     passthrough: Passthrough,
     place: std::sync::OnceLock<Place>,
 }
@@ -162,6 +168,12 @@ struct Place {
 }
 
 impl Shared {
+    /// Ends what uses the mount besides programs.
+    fn stop(&self) {
+        self.warmers.stop();
+        self.write_backs.stop();
+    }
+
     /// The file of an entry, opened now if it was not.
     fn open(&self, entry: &Entry) -> Result<Arc<RegionFile>> {
         let listed = entry.length();

@@ -12,13 +12,15 @@ use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
 use pagewire_sys::event::EventFd;
 use pagewire_sys::mount::{self, ReadAhead};
 
-use super::entries::{Attributes, Entries};
+use super::entries::{Attributes, Entries, Entry};
 use super::filesystem::MountedRegions;
+use super::live::LiveFile;
 use super::passthrough::Passthrough;
 use super::{MountOptions, Place, Shared, Status, upkeep};
 use crate::access::region_file::RegionFile;
 use crate::address::{PeerAddress, RegionAddress, StoreAddress};
 use crate::engine::Region;
+use crate::engine::migration::Live;
 use crate::engine::trace::Trace;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{self, RemoteOptions, wait};
@@ -102,6 +104,7 @@ impl Mount {
             entries,
             options,
             warmers: Arc::default(),
+            write_backs: Arc::default(),
             passthrough: Passthrough::default(),
             place: OnceLock::new(),
         });
@@ -141,6 +144,38 @@ impl Mount {
         let thread = thread.map_err(|error| Error::io("cannot start a thread", &error))?;
         *mount.upkeep.lock().expect("no holder panics") = Some(thread);
         Ok(mount)
+    }
+
+    /// The file that is mounted, to be moved to another host while programs use it; not of a mount of all regions of a
+    /// peer.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Denied`] for a mount that is not writable; [`ErrorKind::Usage`] for a directory.
+    pub fn live(&self) -> Result<Arc<dyn Live>> {
+        let Entries::File(entry) = &self.shared.entries else {
+            return Err(Error::new(ErrorKind::Usage, "name the file of the directory that is meant"));
+        };
+        self.live_file(entry)
+    }
+
+    /// The file of the region `name`, to be moved to another host while programs use it.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`] where the mount has no such region; [`ErrorKind::Denied`] where it is not written to.
+    pub fn live_of(&self, name: &str) -> Result<Arc<dyn Live>> {
+        let entry = self.shared.entries.by_region(name);
+        let missing = || {
+            let text = format!("{} has no region '{name}'", self.path.display());
+            Error::new(ErrorKind::NotFound, text)
+        };
+        self.live_file(&entry.ok_or_else(missing)?)
+    }
+
+    fn live_file(&self, entry: &Arc<Entry>) -> Result<Arc<dyn Live>> {
+        let file = self.shared.open(entry)?;
+        Ok(Arc::new(LiveFile::new(&self.shared, entry, file)?))
     }
 
     /// Where it is mounted.
@@ -193,7 +228,7 @@ impl Mount {
     pub fn unmount(&self, force: bool) -> Result<()> {
         let Some(session) = self.session.lock().expect("no holder panics").take() else { return Ok(()) };
         let put_back = |session| *self.session.lock().expect("no holder panics") = Some(session);
-        self.shared.warmers.stop();
+        self.shared.stop();
         let is_there = mount::mount_of(&self.path)
             .is_ok_and(|(_, device)| self.shared.place.get().is_some_and(|place| place.device == device));
         let flushed = if is_there { self.flush() } else { Ok(()) };

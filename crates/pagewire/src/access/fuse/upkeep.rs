@@ -38,7 +38,7 @@ pub(super) fn run(shared: &Arc<Shared>, notifier: &Notifier, mount: MountId, sto
         }
     }
     shared.entries.opened().iter().for_each(|(_, file)| file.stay());
-    shared.warmers.stop();
+    shared.stop();
 }
 
 /// Moves every file on. Answers whether that went well.

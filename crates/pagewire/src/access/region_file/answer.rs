@@ -15,13 +15,22 @@ use crate::store::{Completion, Part, Sink, Urgency};
 /// What is called with the bytes of a read.
 pub(in crate::access) type ReadDone = Box<dyn FnOnce(Result<&[u8]>) + Send>;
 
+/// How something is read.
+#[derive(Clone, Copy)]
+pub(super) struct Asked {
+    /// Who waits for it.
+    pub(super) urgency: Urgency,
+    /// Whether whoever reads has it from then on.
+    pub(super) is_noted: bool,
+}
+
 /// The answer to a read.
 pub(super) struct Answer {
     file: Arc<RegionFile>,
     range: ByteRange,
     /// What the store was asked for.
     asked: u64,
-    urgency: Urgency,
+    how: Asked,
     pin: Option<Arc<Pin>>,
     asked_at: Option<Moment>,
     state: Mutex<State>,
@@ -40,12 +49,12 @@ impl Answer {
         file: &Arc<RegionFile>,
         range: ByteRange,
         asked: &[ByteRange],
-        urgency: Urgency,
+        how: Asked,
         done: ReadDone,
     ) -> Self {
         let state = State { bytes: Vec::new(), got: 0, done: Some(done) };
         let (file, asked) = (file.clone(), ByteRange::total(asked));
-        Self { file, range, asked, urgency, pin: None, asked_at: None, state: Mutex::new(state) }
+        Self { file, range, asked, how, pin: None, asked_at: None, state: Mutex::new(state) }
     }
 
     /// It is one of the epoch that is pinned: should that be gone, the newest one is read.
@@ -96,10 +105,10 @@ impl Sink for Answer {
             drop(state);
             match done {
                 Some(done) if self.is_good() => {
-                    self.file.was_read(self.range, self.urgency);
+                    self.file.was_read(self.range, self.how);
                     done(Ok(bytes));
                 }
-                Some(done) => again(&self.file, self.range, self.urgency, done),
+                Some(done) => again(&self.file, self.range, self.how, done),
                 None => {}
             }
             return;
@@ -126,32 +135,32 @@ impl Sink for Answer {
                 done(Err(Error::new(ErrorKind::Io, text)));
             }
             Ok(()) if self.is_good() => {
-                self.file.was_read(self.range, self.urgency);
+                self.file.was_read(self.range, self.how);
                 done(Ok(&bytes));
             }
-            Ok(()) => again(&self.file, self.range, self.urgency, done),
+            Ok(()) => again(&self.file, self.range, self.how, done),
             Err(error) if error.kind() == ErrorKind::Stale => match &self.pin {
                 Some(pin) => {
-                    let (file, range, urgency) = (self.file.clone(), self.range, self.urgency);
+                    let (file, range, how) = (self.file.clone(), self.range, self.how);
                     let go_on: Completion = Box::new(move |result| match result {
-                        Ok(()) => again(&file, range, urgency, done),
+                        Ok(()) => again(&file, range, how, done),
                         Err(error) => done(Err(error)),
                     });
                     self.file.when_moved(pin, error, go_on);
                 }
                 None => done(Err(error)),
             },
-            Err(error) if self.met_a_change(&error) => again(&self.file, self.range, self.urgency, done),
+            Err(error) if self.met_a_change(&error) => again(&self.file, self.range, self.how, done),
             Err(error) => done(Err(error)),
         }
     }
 }
 
 /// Asks again, for what there is of it by now.
-fn again(file: &Arc<RegionFile>, range: ByteRange, urgency: Urgency, done: ReadDone) {
+fn again(file: &Arc<RegionFile>, range: ByteRange, how: Asked, done: ReadDone) {
     let range = range.clamp_to(file.length());
     if range.is_empty() {
         return done(Ok(&[]));
     }
-    file.submit_read(range, urgency, done);
+    file.submit_read(range, how, done);
 }

@@ -5,7 +5,8 @@ use std::sync::atomic::Ordering;
 
 use pagewire_core::chunk::{ByteRange, PAGE_SIZE};
 
-use super::answer::ReadDone;
+use super::answer::{Asked, ReadDone};
+use super::freezing::Change;
 use super::unflushed::Unflushed;
 use super::{Access, RegionFile};
 use crate::engine::{PushOptions, Pusher, Writer};
@@ -46,14 +47,23 @@ impl RegionFile {
         }
     }
 
+    /// Who pushes what is written.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Denied`] for a file that is read.
+    pub(in crate::access) fn pusher(&self) -> Result<&Pusher> {
+        self.writing().map(|writing| &*writing.pusher)
+    }
+
     /// Writes `bytes` at `offset`; the file grows where they pass its end. They are flushed by
     /// [`RegionFile::flush`].
     ///
     /// `done` is told [`ErrorKind::NoSpace`] past the capacity, [`ErrorKind::Fenced`] once somebody else writes.
     pub(in crate::access) fn write(self: &Arc<Self>, offset: u64, bytes: &[u8], done: Completion) {
         let range = ByteRange::new(offset, offset.saturating_add(bytes.len() as u64));
-        let writing = match self.begin_change(range.end) {
-            Ok(writing) => writing,
+        let (writing, done) = match self.begin_change(range.end) {
+            Ok((writing, change)) => (writing, change.until(done)),
             Err(error) => return done(Err(error)),
         };
         self.counters.written_bytes.fetch_add(range.len(), Ordering::Relaxed);
@@ -97,13 +107,13 @@ impl RegionFile {
         if range.is_empty() {
             return take(Ok(&[]));
         }
-        self.submit_read(range, Urgency::Demand, take);
+        self.submit_read(range, Asked { urgency: Urgency::Demand, is_noted: true }, take);
     }
 
     /// Writes zeroes to `range`, as far as it lies within the file.
     pub(in crate::access) fn zero(self: &Arc<Self>, range: ByteRange, done: Completion) {
-        let writing = match self.begin_change(0) {
-            Ok(writing) => writing,
+        let (writing, done) = match self.begin_change(0) {
+            Ok((writing, change)) => (writing, change.until(done)),
             Err(error) => return done(Err(error)),
         };
         let length = self.length();
@@ -137,18 +147,19 @@ impl RegionFile {
     }
 
     /// A change that reaches up to `end` begins.
-    fn begin_change(&self, end: u64) -> Result<&Writing> {
+    fn begin_change(self: &Arc<Self>, end: u64) -> Result<(&Writing, Change)> {
         let writing = self.writing()?;
+        let change = self.begin()?;
         match writing.pusher.over() {
             Some(error) => Err(error),
-            None => writing.pusher.grow(end).map(|()| writing),
+            None => writing.pusher.grow(end).map(|()| (writing, change)),
         }
     }
 
     /// Changes the length: bytes behind a new end are gone, those up to a later end are zeroes.
     pub(in crate::access) fn set_length(self: &Arc<Self>, length: u64, done: Completion) {
-        let writing = match self.begin_change(0) {
-            Ok(writing) => writing,
+        let (writing, done) = match self.begin_change(0) {
+            Ok((writing, change)) => (writing, change.until(done)),
             Err(error) => return done(Err(error)),
         };
         let this = self.clone();
@@ -167,7 +178,7 @@ impl RegionFile {
     }
 
     /// Makes the file at least so long, with zeroes.
-    pub(in crate::access) fn grow(&self, length: u64) -> Result<()> {
+    pub(in crate::access) fn grow(self: &Arc<Self>, length: u64) -> Result<()> {
         self.begin_change(length).map(drop)
     }
 

@@ -5,17 +5,19 @@
 //! - [`live`]: what is moved: what an application has mapped or mounted.
 //! - [`origin`]: the side that the application leaves, and [`outgoing`], each of its regions.
 //! - [`destination`]: the side that it comes to, and [`incoming`], each region there.
-//! - [`record`]: what either side keeps durably.
+//! - [`record`]: what either side keeps durably; [`inspect`] tells of it without a process.
 //! - [`arriving`](crate::store::arriving): the region at the destination, while part of it is still at the origin.
 
 mod destination;
 mod incoming;
+mod inspect;
 mod live;
 mod origin;
 mod outgoing;
 mod record;
 
 pub use destination::{Arrived, Destination, DestinationOptions, Report, Saved, When};
+pub use inspect::{Recorded, Side, abort_recorded, recorded};
 pub use live::Live;
 pub(crate) use origin::Place;
 pub use origin::{Application, Origin, OriginOptions, OriginStatus, Outcome};

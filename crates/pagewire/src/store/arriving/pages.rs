@@ -123,6 +123,7 @@ impl Pages {
     }
 
     /// Whether all is at home, and flushed.
+    #[cfg(test)]
     pub(super) fn is_durable(&self, stage: Stage) -> bool {
         let mut state = self.lock();
         state.look_at(stage);
