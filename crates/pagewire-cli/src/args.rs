@@ -1,5 +1,6 @@
 //! What can be said on the command line.
 
+mod doctor;
 mod mount;
 mod remote;
 mod serve;
@@ -10,6 +11,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
 
+pub(crate) use doctor::Doctor;
 pub(crate) use mount::{Mount, Order, Uffd, Via};
 pub(crate) use remote::Remote;
 pub(crate) use serve::{Offerer, Serve};
@@ -62,6 +64,7 @@ pub(crate) enum Command {
     Mount(Mount),
     Mirror(Mirror),
     Follow(Follow),
+    Doctor(Doctor),
     Demo(Demo),
     Completions(Completions),
 }

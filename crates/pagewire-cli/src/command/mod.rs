@@ -3,6 +3,7 @@
 mod completions;
 mod copy;
 mod demo;
+mod doctor;
 mod follow;
 mod info;
 mod list;
@@ -27,6 +28,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         Command::Mount(args) => mount::run(&args),
         Command::Mirror(args) => mirror::run(&args),
         Command::Follow(args) => follow::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Demo(args) => demo::run(&args, quiet),
         Command::Completions(args) => completions::run(&args),
     }

@@ -2,6 +2,7 @@
 
 mod commands;
 mod deltas;
+mod doctor;
 mod driving;
 mod guests;
 mod mirrors;

@@ -66,6 +66,29 @@ pub enum Goal {
     Throughput,
 }
 
+/// A region of 1 GiB within a data centre, which a program that can be changed reads all of, as soon as it can.
+impl Default for Workload {
+    fn default() -> Self {
+        Self {
+            region: 1 << 30,
+            touched: 1.0,
+            round_trip: Duration::from_micros(500),
+            // 10 Gbit/s.
+            rate: 1.25e9,
+            need: Need::Any,
+            unmodified: false,
+            shared: false,
+            writes: Writes::NONE,
+            goal: Goal::Throughput,
+            survives_crash: false,
+            followers: 0,
+            vm_ram: false,
+            moves: false,
+            downtime: Duration::from_millis(300),
+        }
+    }
+}
+
 /// What is written.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Writes {
@@ -195,23 +218,7 @@ impl UseCase {
     /// The workload that it stands for.
     pub fn workload(self) -> Workload {
         const GIB: u64 = 1 << 30;
-        let base = Workload {
-            region: 8 * GIB,
-            touched: 1.0,
-            round_trip: Duration::from_micros(500),
-            // 10 Gbit/s.
-            rate: 1.25e9,
-            need: Need::File,
-            unmodified: true,
-            shared: false,
-            writes: Writes::NONE,
-            goal: Goal::Throughput,
-            survives_crash: false,
-            followers: 0,
-            vm_ram: false,
-            moves: false,
-            downtime: Duration::from_millis(300),
-        };
+        let base = Workload { region: 8 * GIB, need: Need::File, unmodified: true, ..Workload::default() };
         match self {
             UseCase::Model => Workload { shared: true, ..base },
             UseCase::Assets => Workload {
