@@ -10,6 +10,7 @@
 //! - [`nbd`]: regions as NBD exports, and copies between stores, in processes of their own.
 //! - [`usage`]: processor time and memory of processes.
 //! - [`scatter`]: offsets that no readahead foresees.
+//! - [`study`](mod@study): the comparative study of the access methods.
 //! - `child`: this very program, started again as a server.
 //!
 //! The benchmarks are in `benches`: `cargo bench -p pagewire-study --bench read_path`,
@@ -23,6 +24,7 @@ pub mod mount;
 pub mod nbd;
 pub mod scatter;
 pub mod server;
+pub mod study;
 pub mod usage;
 
 mod child;
