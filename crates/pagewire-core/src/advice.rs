@@ -115,11 +115,12 @@ impl Way {
 
 impl std::fmt::Display for Way {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let mode = match self.mode {
-            Mode::Managed => "managed",
-            Mode::Direct => "direct",
-        };
-        write!(f, "{}, {mode}", self.method.as_str())
+        match (self.method, self.mode) {
+            // There is no other.
+            (Method::Mirror, _) => f.write_str(self.method.as_str()),
+            (method, Mode::Managed) => write!(f, "{}, managed", method.as_str()),
+            (method, Mode::Direct) => write!(f, "{}, direct", method.as_str()),
+        }
     }
 }
 

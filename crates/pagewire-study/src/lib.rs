@@ -10,6 +10,7 @@
 //! - [`nbd`]: regions as NBD exports, and copies between stores, in processes of their own.
 //! - [`usage`]: processor time and memory of processes.
 //! - [`scatter`]: offsets that no readahead foresees.
+//! - [`report`]: what the raw data of a study says.
 //! - [`study`](mod@study): the comparative study of the access methods.
 //! - `child`: this very program, started again as a server.
 //!
@@ -22,6 +23,7 @@ pub mod limits;
 pub mod link;
 pub mod mount;
 pub mod nbd;
+pub mod report;
 pub mod scatter;
 pub mod server;
 pub mod study;

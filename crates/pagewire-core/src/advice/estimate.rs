@@ -80,7 +80,7 @@ pub(super) fn recommend(
     figures: &Figures,
 ) -> Recommendation {
     let estimate = estimate(way, workload, figures);
-    let copy = LocalCopy::of(way, workload, machine);
+    let copy = LocalCopy::of(way, workload, machine, figures);
     let (mut fit, mut reasons) = made_for(way, workload);
     reasons.extend(speed(way, workload, figures, &estimate));
     reasons.extend(copy.reason.clone());
@@ -131,7 +131,7 @@ struct LocalCopy {
 }
 
 impl LocalCopy {
-    fn of(way: Way, workload: &Workload, machine: &Machine) -> LocalCopy {
+    fn of(way: Way, workload: &Workload, machine: &Machine, figures: &Figures) -> LocalCopy {
         let none = LocalCopy { background: false, file: false, reason: None };
         if way.mode == Mode::Direct || way.method == Method::Mirror {
             return none;
@@ -139,7 +139,7 @@ impl LocalCopy {
         let (region, available) = (workload.region as f64, machine.memory.available as f64);
         let in_memory = matches!(way.method, Method::Userfaultfd | Method::Nbd);
         let too_large = in_memory && region > available;
-        let whole = region / workload.rate;
+        let whole = region / workload.rate.min(figures.of(way).read.value);
         let little = workload.touched <= LITTLE && whole > LONG;
         let reason = match (too_large, way.method) {
             (true, Method::Nbd) => format!(
