@@ -54,7 +54,8 @@ struct Recommended {
 struct Measured {
     address: String,
     length: u64,
-    writable: bool,
+    /// Where it is told.
+    writable: Option<bool>,
     round_trip_seconds: f64,
 }
 
@@ -79,7 +80,7 @@ fn recommend(args: &Doctor, machine: &Machine) -> Result<Recommended> {
     if let Some(region) = &region {
         base.region = region.length.max(1);
         base.round_trip = Duration::from_secs_f64(region.round_trip_seconds);
-        if !region.writable {
+        if region.writable == Some(false) {
             base.writes = Writes::NONE;
             base.survives_crash = false;
         }
@@ -103,8 +104,14 @@ fn measure(address: &StoreAddress, options: &RemoteOptions) -> Result<Measured> 
         }
     }
     let writable = match address {
-        StoreAddress::Remote(region) => store::describe(region, options)?.writable,
-        _ => store.info().writable,
+        StoreAddress::Remote(region) => Some(store::describe(region, options)?.writable),
+        // A server need not list its exports.
+        StoreAddress::Nbd(export) => {
+            let listed = store::list_exports(export, options).unwrap_or_default();
+            let same = listed.into_iter().find(|one| one.name == export.export);
+            same.and_then(|one| one.read_only).map(|read_only| !read_only)
+        }
+        _ => Some(store.info().writable),
     };
     Ok(Measured {
         address: address.to_string(),

@@ -29,6 +29,7 @@ static REPORT: LazyLock<Report> = LazyLock::new(|| {
         "pull",
         "coming-and-going",
         "nbd-client",
+        "doctor",
     ];
     let program = std::env::current_exe().unwrap();
     let name = program.file_name().unwrap().to_str().unwrap();
@@ -98,4 +99,9 @@ fn devices_come_and_go_and_what_a_killed_process_has_left_is_taken_down() {
 #[test]
 fn the_client_of_debian_uses_the_server() {
     ended_well("nbd-client");
+}
+
+#[test]
+fn the_doctor_finds_the_module_and_who_may_use_it() {
+    ended_well("doctor");
 }

@@ -77,7 +77,11 @@ fn recommendation(recommended: &Recommended) -> Vec<String> {
     let what = recommended.case.map_or("This workload", |case| case.what());
     let mut lines = vec![format!("For: {what}")];
     if let Some(region) = &recommended.region {
-        let access = if region.writable { "read and write" } else { "read" };
+        let access = match region.writable {
+            Some(true) => "read and write",
+            Some(false) => "read",
+            None => "nothing is said of writing",
+        };
         lines.push(format!(
             "  asked      {}: {}, {access}, {} away",
             region.address,
@@ -219,7 +223,7 @@ mod tests {
             let region = Measured {
                 address: "pw://there/x".into(),
                 length: 4096,
-                writable: false,
+                writable: Some(false),
                 round_trip_seconds: 0.0005,
             };
             Recommended { case: Some(case), region: Some(region), workload, advice, commands }
