@@ -3,6 +3,7 @@
 mod mount;
 mod remote;
 mod serve;
+mod study;
 mod transfer;
 mod value;
 
@@ -13,6 +14,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand};
 pub(crate) use mount::{Mount, Order, Uffd, Via};
 pub(crate) use remote::Remote;
 pub(crate) use serve::{Offerer, Serve};
+pub(crate) use study::Study;
 pub(crate) use transfer::{Copy, Follow, Mirror};
 
 /// Makes memory of one host usable on another: at once, while it streams in behind.
@@ -62,6 +64,7 @@ pub(crate) enum Command {
     Mount(Mount),
     Mirror(Mirror),
     Follow(Follow),
+    Study(Study),
     Demo(Demo),
     Completions(Completions),
 }

@@ -9,6 +9,7 @@ mod list;
 mod mirror;
 mod mount;
 mod serve;
+mod study;
 mod uffd;
 
 use anyhow::Result;
@@ -27,6 +28,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         Command::Mount(args) => mount::run(&args),
         Command::Mirror(args) => mirror::run(&args),
         Command::Follow(args) => follow::run(&args),
+        Command::Study(args) => study::run(&args, quiet),
         Command::Demo(args) => demo::run(&args, quiet),
         Command::Completions(args) => completions::run(&args),
     }
