@@ -4,6 +4,7 @@ mod doctor;
 mod mount;
 mod remote;
 mod serve;
+mod study;
 mod transfer;
 mod value;
 
@@ -15,6 +16,7 @@ pub(crate) use doctor::Doctor;
 pub(crate) use mount::{Mount, Order, Uffd, Via};
 pub(crate) use remote::Remote;
 pub(crate) use serve::{Offerer, Serve};
+pub(crate) use study::Study;
 pub(crate) use transfer::{Copy, Follow, Mirror};
 
 /// Makes memory of one host usable on another: at once, while it streams in behind.
@@ -65,6 +67,7 @@ pub(crate) enum Command {
     Mirror(Mirror),
     Follow(Follow),
     Doctor(Doctor),
+    Study(Study),
     Demo(Demo),
     Completions(Completions),
 }

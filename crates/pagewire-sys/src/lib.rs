@@ -30,6 +30,7 @@
 //! - [`file_mapping`]: a file that is mapped shared
 //! - [`fuse`]: which FUSE the kernel speaks
 //! - [`mount`]: mounts, and what a file system is used by
+//! - [`isolation`]: processes with mounts of their own
 //! - [`event`], [`signals`], [`thread`]: eventfd, pidfd, poll, signalfd, scheduling of the calling thread
 //! - [`nbd`]: block devices that are answered for over sockets
 //! - [`net`]: network namespaces and TUN devices, for link emulation
@@ -42,6 +43,7 @@ pub mod event;
 pub mod file;
 pub mod file_mapping;
 pub mod fuse;
+pub mod isolation;
 pub mod mapping;
 pub mod mount;
 pub mod nbd;

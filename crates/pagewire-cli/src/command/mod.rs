@@ -10,6 +10,7 @@ mod list;
 mod mirror;
 mod mount;
 mod serve;
+mod study;
 mod uffd;
 
 use anyhow::Result;
@@ -29,6 +30,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         Command::Mirror(args) => mirror::run(&args),
         Command::Follow(args) => follow::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Study(args) => study::run(&args, quiet),
         Command::Demo(args) => demo::run(&args, quiet),
         Command::Completions(args) => completions::run(&args),
     }
