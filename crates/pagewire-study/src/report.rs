@@ -40,7 +40,7 @@ pub const HTML_NAME: &str = "report.html";
 pub const MARKDOWN_NAME: &str = "report.md";
 
 /// The files of a report.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Written {
     /// The page.
     pub html: PathBuf,

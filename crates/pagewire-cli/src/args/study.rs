@@ -13,14 +13,16 @@ use super::value::parse_time;
 ///
 /// Each method does the same work over links between two network namespaces, whose round-trip time and rate are measured
 /// first: how long the first byte and first touches take, throughput, processor time, bytes on the link, memory,
-/// how long a change is on its way. One circumstance is varied at a time. What this user may not do, or this kernel cannot, is
+/// how long a change is on its way. One circumstance is varied at a time. In the folder are then the raw data, and the report
+/// that is made from it: report.html and report.md. What this user may not do, or this kernel cannot, is
 /// recorded with the reason. Ctrl-C ends it at any time; --resume goes on.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "\
 Examples:
   pagewire study --quick
   pagewire study --out /var/tmp/study --methods uffd,fuse
-  pagewire study --out /var/tmp/study --methods uffd,fuse --resume")]
+  pagewire study --out /var/tmp/study --methods uffd,fuse --resume
+  pagewire study --out /var/tmp/study --report-only")]
 pub(crate) struct Study {
     /// The folder for the results
     #[arg(long, value_name = "DIR", default_value = "pagewire-study")]
@@ -58,6 +60,10 @@ pub(crate) struct Study {
     /// is farther from it are refused
     #[arg(long, value_name = "PERCENT", default_value_t = 25, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) tolerance: u32,
+
+    /// Measure nothing: make the report of the raw data that is in the folder, though it be from another machine
+    #[arg(long, conflicts_with_all = ["quick", "resume", "methods", "rounds", "cap", "size", "seed"])]
+    pub(crate) report_only: bool,
 
     /// Print one JSON object when it is done
     #[arg(long)]

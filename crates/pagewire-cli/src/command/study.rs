@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
+use pagewire_study::report::{self, Written};
 use pagewire_study::study::Event;
 use pagewire_study::study::record::{Cell, Method, Outcome, Profile, Record};
 use pagewire_study::study::run::{Options, Stop, Study};
@@ -38,9 +39,14 @@ struct Summary {
     /// How these have ended.
     outcomes: BTreeMap<Outcome, u64>,
     seconds: f64,
+    #[serde(flatten)]
+    report: Option<Written>,
 }
 
 pub(super) fn run(args: &args::Study, quiet: bool) -> Result<()> {
+    if args.report_only {
+        return report_only(args);
+    }
     super::on_interrupt(stop)?;
     let study = Study::prepare(&options(args))?;
     let mut summary = Summary {
@@ -51,6 +57,7 @@ pub(super) fn run(args: &args::Study, quiet: bool) -> Result<()> {
         run: 0,
         outcomes: BTreeMap::new(),
         seconds: 0.0,
+        report: None,
     };
     let is_told = !quiet && !args.json;
     if is_told {
@@ -60,11 +67,24 @@ pub(super) fn run(args: &args::Study, quiet: bool) -> Result<()> {
     if study.left() > 0 {
         measure(study, &mut summary, is_told)?;
     }
-    // The report is rendered from the raw data here.
+    let written = report::write(&args.out).context("cannot make the report")?;
     if args.json {
+        summary.report = Some(written);
         return output::json(&summary);
     }
     output::line(format!("raw data: {}", summary.raw.display()))?;
+    print(&written)
+}
+
+/// Makes the report of what was measured some time.
+fn report_only(args: &args::Study) -> Result<()> {
+    let written = report::write(&args.out).context("cannot make the report")?;
+    if args.json { output::json(&written) } else { print(&written) }
+}
+
+fn print(written: &Written) -> Result<()> {
+    output::line(format!("report:   {}", written.html.display()))?;
+    output::line(format!("          {}", written.markdown.display()))?;
     Ok(())
 }
 

@@ -8,5 +8,6 @@ mod guests;
 mod mirrors;
 mod mounts;
 mod nbd_stores;
+mod reports;
 #[cfg(feature = "tls")]
 mod tls;
