@@ -321,6 +321,10 @@ fn of_writing(
 ) -> Vec<(String, bool)> {
     let mut prices = Vec::new();
     let (writes, dirty) = (workload.writes.per_second, workload.writes.dirty_per_second);
+    if way.method == Method::Userfaultfd && workload.vm_ram {
+        let text = "What the guest writes stays in its memory: the region is what it was.".to_owned();
+        return vec![(text, false)];
+    }
     if way.method == Method::Userfaultfd {
         let slowed = writes * figures.tracked_write.value;
         if slowed > EXPENSIVE / 10.0 {

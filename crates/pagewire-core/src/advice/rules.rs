@@ -78,6 +78,14 @@ fn against_userfaultfd(workload: &Workload, machine: &Machine) -> Vec<String> {
     if workload.shared && !workload.vm_ram {
         why.push("A mapping is private to one process, and several programs are to share the region.".into());
     }
+    if workload.vm_ram && workload.survives_crash {
+        why.push(
+            "A guest has no flush: what it writes is in its memory alone, and gone with its host.".into(),
+        );
+    }
+    if workload.vm_ram && workload.followers > 0 {
+        why.push("What a guest writes is not pushed, so no other host can follow.".into());
+    }
     let (touched, available) = (workload.touched_bytes(), machine.memory.available as f64);
     if touched > available {
         why.push(format!(

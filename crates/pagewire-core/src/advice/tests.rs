@@ -57,6 +57,9 @@ fn what_a_workload_forbids_is_said() {
     assert!(ruled_out(&advice, Method::Mirror).contains("Nothing is written"));
     assert!(ruled_out(&about(&UseCase::Database.workload()), Method::Mirror).contains("fsync"));
     assert!(ruled_out(&about(&UseCase::Replica.workload()), Method::Nbd).contains("would not follow"));
+    let vm = Workload { survives_crash: true, followers: 1, ..UseCase::VmRam.workload() };
+    let said = ruled_out(&about(&vm), Method::Userfaultfd);
+    assert!(said.contains("no flush") && said.contains("not pushed"), "{said}");
     // What the workload forbids no command mends.
     assert!(advice.ruled_out.iter().all(|out| out.mend.is_empty()), "{advice:#?}");
     let odd = Workload { region: 1_000_001, ..UseCase::Disk.workload() };
@@ -293,6 +296,9 @@ proptest! {
             prop_assert!(!(workload.need == Need::File && matches!(method, Method::Nbd | Method::Userfaultfd)));
             prop_assert!(!(method == Method::Userfaultfd && workload.shared && !workload.vm_ram));
             prop_assert!(!(method == Method::Userfaultfd && mode == Mode::Direct));
+            prop_assert!(!(method == Method::Userfaultfd && workload.vm_ram && workload.survives_crash));
+            prop_assert!(!(method == Method::Nbd && workload.followers > 0));
+            prop_assert!(!(method == Method::Mirror && workload.is_read_only()));
             prop_assert!(one.estimate.complete_seconds.is_finite() && one.estimate.first_byte_seconds > 0.0);
         }
         // Each way is either ranked or ruled out, with a reason; and there is always an answer.

@@ -214,6 +214,7 @@ impl Group {
         }
         match Spread::of(counting.filter_map(|cell| metric.of(cell))) {
             Some(spread) => Value::Measured { spread, capped },
+            None if capped => Value::Not(Outcome::Capped),
             None => Value::Without,
         }
     }
@@ -247,6 +248,14 @@ impl Series {
     /// Whether it is there to compare with, and no method.
     pub(super) fn is_reference(self) -> bool {
         matches!(self.method, Method::LocalMemory | Method::LocalFile)
+    }
+
+    /// Whether it is to be called best by a metric of a work. What a mirror reads is a local file, once all of it has
+    /// come: how fast that is says nothing of reaching it.
+    pub(super) fn competes(self, metric: Metric, work: Work) -> bool {
+        let of_reading = [Metric::TouchMedian, Metric::TouchTail, Metric::Throughput, Metric::Slowdown];
+        let reads = !matches!(work.pattern, Pattern::Write | Pattern::Mixed);
+        !self.is_reference() && !(self.method == Method::Mirror && reads && of_reading.contains(&metric))
     }
 }
 

@@ -144,7 +144,8 @@ impl Metric {
             Metric::FirstByte => figure(Figure::FirstByteS),
             Metric::TouchMedian => figure(Figure::TouchP50S),
             Metric::TouchTail => figure(Figure::TouchP99S),
-            Metric::Throughput => figure(Figure::ThroughputBytesPerS),
+            // Where nothing was done there is no rate.
+            Metric::Throughput => figure(Figure::ThroughputBytesPerS).filter(|rate| *rate > 0.0),
             Metric::CpuPerGb => {
                 let others = [Figure::ServerCpuS, Figure::KernelCpuS];
                 // Where there is no server, it takes no time.

@@ -99,7 +99,7 @@ fn best(study: &Study, base: &Point, metric: Metric, work: Work) -> Option<Block
     let mut ranked: Vec<(Series, f64)> = study
         .series()
         .into_iter()
-        .filter(|series| !series.is_reference())
+        .filter(|series| series.competes(metric, work))
         .filter_map(|series| Some((series, study.at(series, &point)?.median(metric)?)))
         .collect();
     ranked.sort_by(|one, other| {
@@ -145,7 +145,7 @@ fn latency(study: &Study) -> Section {
 fn reading(study: &Study) -> Section {
     let mut blocks = vec![Block::Text(
         "How many bytes the application has read in a second, from the moment that the region could be used until the work \
-         was done."
+         was done. A mirrored file can be used when all of it has come, so its reads are those of a local file."
             .into(),
     )];
     let reads = |work: &Work| !writes(work);

@@ -48,7 +48,9 @@ fn over_for(study: &Study, base: &Point, metric: Metric, dimension: Dimension, w
         title: title.clone(),
         description: format!(
             "Medians of rounds, with the least and the greatest as a line. {}",
-            described(&here, &x, metric, |series, x| find(series, x)?.median(metric))
+            described(&here, &x, metric, |series, x| {
+                find(series, x).filter(|_| series.competes(metric, work))?.median(metric)
+            })
         ),
         plot: Plot::Lines(LineChart {
             x_label: format!("{}{}", name(dimension), unit(dimension)),
@@ -106,7 +108,10 @@ pub(super) fn by_work(study: &Study, metric: Metric, wanted: impl Fn(&Work) -> b
         title: title.clone(),
         description: format!(
             "Medians of rounds, with the least and the greatest as a line. {}",
-            described(&here, &x, metric, |series, x| cell(series, works[x.0 as usize])?.median(metric))
+            described(&here, &x, metric, |series, x| {
+                let work = works[x.0 as usize];
+                cell(series, work).filter(|_| series.competes(metric, work))?.median(metric)
+            })
         ),
         plot: Plot::Rows(RowChart {
             metric,
@@ -221,8 +226,7 @@ fn described(
     median: impl Fn(Series, &(f64, String)) -> Option<f64>,
 ) -> String {
     let best = |x: &(f64, String)| {
-        let values = series.iter().filter(|series| !series.is_reference());
-        let values = values.filter_map(|series| Some((*series, median(*series, x)?)));
+        let values = series.iter().filter_map(|series| Some((*series, median(*series, x)?)));
         let best = match metric.less_is_better() {
             true => values.min_by(|one, other| one.1.total_cmp(&other.1)),
             false => values.max_by(|one, other| one.1.total_cmp(&other.1)),
