@@ -14,7 +14,8 @@ use super::value::{parse_fine_time, parse_percent, parse_rate};
 /// Looks at the kernel, its features, and what this user may do, changes nothing, and leaves nothing behind. With
 /// --for, with flags that describe a workload, or with a region it also recommends an access method: with
 /// the reasons, what was ruled out and why, and the commands to type. A region of a peer or an NBD export is asked for its
-/// size, for how far it is, and whether it can be written to.
+/// size, for how far it is, and whether it can be written to; of a peer's, bytes are fetched for half a second to see what the
+/// link carries, unless --rate says so.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "\
 Use cases for --for; flags change what one of them says:

@@ -150,6 +150,11 @@ fn a_region_is_asked_for_what_can_be_known() {
     assert_eq!(recommendation["workload"]["writes"]["per_second"], 0.0, "nobody can write there");
     let away = recommendation["workload"]["round_trip_seconds"].as_f64().unwrap();
     assert!(away > 0.0 && away < 1.0, "{away}");
+    // Of so few bytes nothing is concluded, and what is usual is taken.
+    assert!(
+        recommendation["region"]["bytes_per_second"].is_number()
+            != (recommendation["workload"]["rate"] == 1.25e9)
+    );
     let best = &recommendation["ranked"][0];
     assert_eq!((&best["method"], &best["mode"]), (&"fuse".into(), &"managed".into()), "{best}");
     let command = recommendation["commands"][0]["line"].as_str().unwrap();
@@ -161,6 +166,27 @@ fn a_region_is_asked_for_what_can_be_known() {
     // Nothing holds the region afterwards.
     let text = stdout(&["doctor", &region]);
     assert!(text.contains("asked      pw://") && text.contains("What to type"), "{text}");
+}
+
+#[test]
+fn what_the_link_carries_is_counted_on_the_link() {
+    let folder = tempfile::tempdir().unwrap();
+    let (full, hollow) = (folder.path().join("full"), folder.path().join("hollow"));
+    std::fs::write(&full, pattern(24 << 20)).unwrap();
+    std::fs::File::create(&hollow).unwrap().set_len(24 << 20).unwrap();
+    for (path, is_told) in [(&full, true), (&hollow, false)] {
+        let server = Running::serve(path);
+        let region = format!("{}/file", server.address);
+        let asked = |more: &[&str]| json(&[&["doctor", "--json", &*region], more].concat());
+        let recommendation = &asked(&[])["recommendation"];
+        let carried = recommendation["region"]["bytes_per_second"].as_f64();
+        assert_eq!(carried.is_some(), is_told, "{recommendation}");
+        assert_eq!(recommendation["workload"]["rate"].as_f64(), Some(carried.unwrap_or(1.25e9)));
+        // What is said is not measured.
+        let recommendation = &asked(&["--rate", "1MB/s"])["recommendation"];
+        assert!(recommendation["region"]["bytes_per_second"].is_null());
+        assert_eq!(recommendation["workload"]["rate"], 1e6);
+    }
 }
 
 #[test]

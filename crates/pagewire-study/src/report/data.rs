@@ -255,7 +255,8 @@ impl Series {
     pub(super) fn competes(self, metric: Metric, work: Work) -> bool {
         let of_reading = [Metric::TouchMedian, Metric::TouchTail, Metric::Throughput, Metric::Slowdown];
         let reads = !matches!(work.pattern, Pattern::Write | Pattern::Mixed);
-        !self.is_reference() && !(self.method == Method::Mirror && reads && of_reading.contains(&metric))
+        let is_local = self.method == Method::Mirror && reads && of_reading.contains(&metric);
+        !self.is_reference() && !is_local
     }
 }
 

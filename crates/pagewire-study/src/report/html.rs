@@ -60,7 +60,7 @@ fn figure(chart: &Chart) -> String {
     let legend = if legend.is_empty() { legend } else { format!("<ul class=\"legend\">{legend}</ul>\n") };
     let description = escape(&chart.description);
     format!(
-        "<figure>\n{legend}<div class=\"wide\" tabindex=\"0\">{}</div>\n<figcaption>{description}</figcaption>\n</figure>\n",
+        "<figure>\n{legend}<div class=\"wide\" role=\"group\" aria-label=\"Chart\" tabindex=\"0\">{}</div>\n<figcaption>{description}</figcaption>\n</figure>\n",
         chart.svg()
     )
 }
@@ -77,7 +77,7 @@ fn table(table: &Table) -> String {
         })
         .collect();
     format!(
-        "<div class=\"wide\" tabindex=\"0\">\n<table>\n<caption><span>{}</span></caption>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{rows}\
+        "<div class=\"wide\" role=\"group\" aria-label=\"Table\" tabindex=\"0\">\n<table>\n<caption><span>{}</span></caption>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{rows}\
          </tbody>\n</table>\n</div>\n",
         prose(&table.caption)
     )

@@ -18,10 +18,10 @@ pub(super) fn text(document: &Document) -> String {
 fn block(block: &Block) -> String {
     match block {
         Block::Heading(text) => format!("### {text}\n\n"),
-        Block::Text(text) => format!("{text}\n\n"),
-        Block::Verdict(text) => format!("**{text}**\n\n"),
+        Block::Text(text) => format!("{}\n\n", prose(text)),
+        Block::Verdict(text) => format!("**{}**\n\n", prose(text)),
         Block::List(items) => {
-            let items: String = items.iter().map(|item| format!("- {item}\n")).collect();
+            let items: String = items.iter().map(|item| format!("- {}\n", prose(item))).collect();
             format!("{items}\n")
         }
         Block::Table(table) => self::table(table),
@@ -49,7 +49,8 @@ fn table(table: &Table) -> String {
 fn item(item: &Item) -> String {
     match item {
         Item::Cells(cells) => {
-            let cells: Vec<String> = cells.iter().map(|name| format!("`{}`", cell(name))).collect();
+            let cells: Vec<String> =
+                cells.iter().map(|name| format!("`{}`", name.replace('|', "\\|"))).collect();
             cells.join(" ")
         }
         other => cell(&other.text()),
@@ -58,5 +59,13 @@ fn item(item: &Item) -> String {
 
 /// Text that does not end the place of a table that it is in.
 fn cell(text: &str) -> String {
-    text.replace('|', "\\|").replace('\n', " ")
+    prose(text).replace('|', "\\|").replace('\n', " ")
+}
+
+/// Text in which nothing is taken for HTML. Code is left as it is.
+fn prose(text: &str) -> String {
+    let parts = text.split('`').enumerate();
+    let parts: Vec<String> =
+        parts.map(|(at, part)| if at % 2 == 0 { part.replace('<', "&lt;") } else { part.into() }).collect();
+    parts.join("`")
 }

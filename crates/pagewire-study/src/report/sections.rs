@@ -167,6 +167,7 @@ fn writing(study: &Study) -> Section {
     blocks.extend(over(study, Metric::Staleness, Dimension::Rtt, writes));
     blocks.extend(by_work(study, Metric::Staleness, writes));
     blocks.extend(by_work(study, Metric::StalenessTail, writes));
+    blocks.extend(over(study, Metric::Slowdown, Dimension::Rtt, writes));
     blocks.extend(by_work(study, Metric::Slowdown, writes));
     blocks.extend(by_work(study, Metric::WirePerChange, writes));
     Section { id: "writing", title: "Writing".into(), blocks }

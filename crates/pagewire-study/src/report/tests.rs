@@ -171,7 +171,7 @@ fn the_page_stands_alone_and_can_be_reached_by_everybody() {
     assert!(!made.html.contains("NaN") && !made.markdown.contains("NaN"));
     // What the data says is text, whatever it is.
     assert!(made.html.contains("&lt;made up&gt; &amp; more"));
-    assert!(made.markdown.contains(r"NBD <client> \| module"));
+    assert!(made.markdown.contains(r"NBD &lt;client> \| module"));
 }
 
 #[test]

@@ -82,8 +82,12 @@ fn recommendation(recommended: &Recommended) -> Vec<String> {
             Some(false) => "read",
             None => "nothing is said of writing",
         };
+        let carried = match region.bytes_per_second {
+            Some(carried) => format!(", on a link that has carried {}", rate(carried)),
+            None => String::new(),
+        };
         lines.push(format!(
-            "  asked      {}: {}, {access}, {} away",
+            "  asked      {}: {}, {access}, {} away{carried}",
             region.address,
             size(region.length as f64),
             time(std::time::Duration::from_secs_f64(region.round_trip_seconds))
@@ -212,7 +216,8 @@ fn sentences(one: &Recommendation) -> impl Iterator<Item = String> {
 mod tests {
     use pagewire::advice::{Answer, Figures, Machine, Presence, UseCase, advise, checkup};
 
-    use super::super::{Measured, lines as commands};
+    use super::super::lines as commands;
+    use super::super::region::Measured;
     use super::*;
 
     fn said(machine: Machine, case: Option<UseCase>) -> String {
@@ -225,6 +230,7 @@ mod tests {
                 length: 4096,
                 writable: Some(false),
                 round_trip_seconds: 0.0005,
+                bytes_per_second: Some(9e8),
             };
             Recommended { case: Some(case), region: Some(region), workload, advice, commands }
         });
@@ -277,7 +283,7 @@ mod tests {
         let said = said(Machine::unlimited(), Some(UseCase::VmRam));
         for text in [
             "For: the memory of a VM that moves",
-            "  asked      pw://there/x: 4 KiB, read, 500 µs away",
+            "  asked      pw://there/x: 4 KiB, read, 500 µs away, on a link that has carried 900 MB/s\n",
             "  link       500 µs there and back, 1.25 GB/s",
             "Use userfaultfd, managed\n  + The guest runs at once",
             "Move by pre-copy: about",
