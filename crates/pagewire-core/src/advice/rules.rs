@@ -171,17 +171,20 @@ pub(super) fn nothing_fits(workload: &Workload, refused: &[(Way, Vec<Against>)])
     let mut mends: Vec<String> = Vec::new();
     for (way, against) in mendable {
         for mend in against.iter().filter_map(|one| one.mend.as_ref()) {
-            let text = format!("{} by: {mend}", way.method.as_str());
+            let text = format!("{} would, after: {mend}", way.method.as_str());
             if !mends.contains(&text) {
                 mends.push(text);
             }
         }
     }
     let copy = match (workload.need, workload.is_read_only()) {
-        (Need::BlockDevice | Need::NbdClient, _) => "",
-        (_, true) => " A copy that is complete before the program starts needs none of it: pagewire copy.",
+        (Need::BlockDevice, _) => {
+            " A VM monitor or a program that speaks NBD needs no device: pagewire serve --nbd."
+        }
+        (Need::NbdClient, _) => "",
+        (_, true) => " A copy that is complete before the program starts needs nothing of the kernel: pagewire copy.",
         (_, false) => {
-            " A copy before the program starts, and one with --delta after it has ended, needs none of it: pagewire copy."
+            " A copy before the program starts, and one with --delta after it has ended, needs nothing of the kernel: pagewire copy."
         }
     };
     match mends.is_empty() {
@@ -189,7 +192,7 @@ pub(super) fn nothing_fits(workload: &Workload, refused: &[(Way, Vec<Against>)])
             "No method fits, and no change to this machine would make one fit: the wishes exclude each other.{copy}"
         ),
         false => {
-            format!("No method works on this machine as it is. What would work, {}.{copy}", mends.join("; "))
+            format!("No method works on this machine as it is. {}.{copy}", mends.join("; "))
         }
     }
 }
