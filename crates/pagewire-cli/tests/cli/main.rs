@@ -8,4 +8,5 @@ mod mirrors;
 mod mounts;
 mod nbd_stores;
 #[cfg(feature = "tls")]
+mod studies;
 mod tls;
