@@ -40,6 +40,10 @@ pub(crate) struct Study {
     #[arg(long, value_name = "METHOD,…", value_delimiter = ',', value_parser = parse_method)]
     pub(crate) methods: Vec<Method>,
 
+    /// Only cells whose name has one of these texts in it, such as random or .rtt5.: names are in the raw data
+    #[arg(long, value_name = "TEXT,…", value_delimiter = ',')]
+    pub(crate) only: Vec<String>,
+
     /// How often each cell is measured; 3 times where nothing is said, once with --quick
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=100))]
     pub(crate) rounds: Option<u32>,

@@ -49,6 +49,10 @@ pub(super) fn run(args: &args::Study, quiet: bool) -> Result<()> {
     }
     super::on_interrupt(stop)?;
     let study = Study::prepare(&options(args))?;
+    if study.run().cells == 0 {
+        let text = "no cell of these methods has such a name: see --only and --methods";
+        return Err(pagewire::Error::new(pagewire::ErrorKind::Usage, text).into());
+    }
     let mut summary = Summary {
         folder: args.out.clone(),
         raw: study.path(),
@@ -93,6 +97,7 @@ fn options(args: &args::Study) -> Options {
         folder: args.out.clone(),
         profile: if args.quick { Profile::Quick } else { Profile::Full },
         methods: if args.methods.is_empty() { Method::ALL.into() } else { args.methods.clone() },
+        only: args.only.clone(),
         resume: args.resume,
         rounds: args.rounds,
         cap_s: args.cap.map(|cap| cap.as_secs_f64()),

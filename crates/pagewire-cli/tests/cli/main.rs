@@ -10,4 +10,5 @@ mod mounts;
 mod nbd_stores;
 mod reports;
 #[cfg(feature = "tls")]
+mod studies;
 mod tls;

@@ -249,17 +249,18 @@ pub type Figures = BTreeMap<Figure, f64>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Figure {
-    /// From the start of the method's first process on the client until the application may use the region.
+    /// From when the application asks for the region until it may use it: with the start of a mount, or the copying of
+    /// what is copied before.
     ReadyS,
     /// From the same moment until the application has the first byte.
     FirstByteS,
     /// From the same moment until the work was done.
     TotalS,
-    /// The work alone: from when the region was usable until the work was done; pauses of a steady rate not counted.
+    /// The work alone: all of the application's reads and writes, without the pauses of a steady rate, and without flushes.
     WorkS,
-    /// The same work on memory of the same process, just before.
+    /// As much of the same work on memory of the same process, just before.
     LocalWorkS,
-    /// [`Figure::WorkS`] per byte of work over [`Figure::LocalWorkS`] per byte of work.
+    /// [`Figure::WorkS`] over [`Figure::LocalWorkS`].
     SlowdownRatio,
     /// The median of the first touches of a page.
     TouchP50S,
@@ -269,10 +270,11 @@ pub enum Figure {
     TouchP99S,
     /// The longest first touch.
     TouchMaxS,
-    /// Bytes of work per second of work.
+    /// Bytes of work per second, from when the region was usable until the work was done and flushed. Of a steady rate
+    /// it is that rate, where the method keeps up.
     ThroughputBytesPerS,
-    /// Processor time of all processes on the client, with the application, from the start of the method to the end of
-    /// the work.
+    /// Processor time of all processes on the client, the application among them, from when it asks for the region until
+    /// the work was done.
     ClientCpuS,
     /// Processor time of the server process, meanwhile.
     ServerCpuS,

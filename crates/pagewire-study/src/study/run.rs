@@ -28,6 +28,8 @@ pub struct Options {
     pub profile: Profile,
     /// Which methods.
     pub methods: Vec<Method>,
+    /// Of these methods' cells those whose name has one of these texts in it; all, where there is none.
+    pub only: Vec<String>,
     /// Whether to go on with a study that is in the folder.
     pub resume: bool,
     /// How often each cell is run.
@@ -123,7 +125,10 @@ impl Study {
         });
         let mut run = begin(options, earlier)?;
         let done: HashSet<(&str, u32)> = known.iter().filter_map(cell_of).collect();
-        let mut blocks = order(&plan(run.profile, &options.methods), run.rounds, run.seed);
+        let mut cells = plan(run.profile, &options.methods);
+        cells
+            .retain(|cell| options.only.is_empty() || options.only.iter().any(|text| cell.id.contains(text)));
+        let mut blocks = order(&cells, run.rounds, run.seed);
         run.cells = blocks.iter().map(|block| block.cells.len() as u64).sum();
         for block in &mut blocks {
             block.cells.retain(|cell| !done.contains(&(&*cell.id, block.round)));
@@ -388,6 +393,7 @@ mod tests {
             folder: folder.into(),
             profile: Profile::Quick,
             methods: vec![Method::Mirror],
+            only: Vec::new(),
             resume: true,
             rounds: None,
             cap_s: None,
