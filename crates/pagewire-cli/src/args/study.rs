@@ -66,7 +66,7 @@ pub(crate) struct Study {
     pub(crate) tolerance: u32,
 
     /// Measure nothing: make the report of the raw data that is in the folder, though it be from another machine
-    #[arg(long, conflicts_with_all = ["quick", "resume", "methods", "rounds", "cap", "size", "seed"])]
+    #[arg(long, conflicts_with_all = ["quick", "resume", "methods", "only", "rounds", "cap", "size", "seed"])]
     pub(crate) report_only: bool,
 
     /// Print one JSON object when it is done

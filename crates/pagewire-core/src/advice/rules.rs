@@ -182,7 +182,9 @@ pub(super) fn nothing_fits(workload: &Workload, refused: &[(Way, Vec<Against>)])
             " A VM monitor or a program that speaks NBD needs no device: pagewire serve --nbd."
         }
         (Need::NbdClient, _) => "",
-        (_, true) => " A copy that is complete before the program starts needs nothing of the kernel: pagewire copy.",
+        (_, true) => {
+            " A copy that is complete before the program starts needs nothing of the kernel: pagewire copy."
+        }
         (_, false) => {
             " A copy before the program starts, and one with --delta after it has ended, needs nothing of the kernel: pagewire copy."
         }
