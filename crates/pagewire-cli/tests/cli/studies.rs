@@ -53,7 +53,7 @@ impl Place {
     fn study(&self, more: &[&str]) -> Command {
         let results = self.results();
         let mut arguments = vec!["study", "--out", results.to_str().unwrap(), "--size", "2MiB"];
-        arguments.extend(["--rounds", "1", "--cap", "2s", "--tolerance", "1000"]);
+        arguments.extend(["--rounds", "1", "--cap", "6s", "--tolerance", "1000000"]);
         arguments.extend(more);
         let mut command = pagewire(&arguments);
         command.env("TMPDIR", self.scratch());

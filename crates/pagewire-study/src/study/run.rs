@@ -44,8 +44,9 @@ pub struct Options {
     pub tolerance: f64,
 }
 
-/// How much of the cap a steady rate lasts.
+/// How much of the cap a steady rate lasts, and how long at most, in seconds: enough for some changes to be timed.
 const STEADY: f64 = 0.4;
+const MOST_STEADY_S: f64 = 2.0;
 
 /// What is kept of what processes say on standard error, in bytes.
 const MOST_SAID: usize = 64 << 10;
@@ -177,7 +178,7 @@ impl Study {
             mounts,
             bytes: run.region_bytes,
             cap_s: run.cap_s,
-            steady_s: run.cap_s * STEADY,
+            steady_s: (run.cap_s * STEADY).min(MOST_STEADY_S),
             seed: run.seed,
             tolerance: self.options.tolerance,
         };
