@@ -62,7 +62,7 @@ pub(crate) struct Study {
 
     /// How far the round-trip time and the rate of a link may be from what was asked for, in per cent: the cells of one that
     /// is farther from it are refused
-    #[arg(long, value_name = "PERCENT", default_value_t = 25, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, value_name = "PERCENT", default_value_t = 25, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) tolerance: u32,
 
     /// Measure nothing: make the report of the raw data that is in the folder, though it be from another machine

@@ -53,7 +53,7 @@ impl Place {
     fn study(&self, more: &[&str]) -> Command {
         let results = self.results();
         let mut arguments = vec!["study", "--out", results.to_str().unwrap(), "--size", "2MiB"];
-        arguments.extend(["--rounds", "1", "--cap", "2s", "--tolerance", "1000"]);
+        arguments.extend(["--rounds", "1", "--cap", "6s", "--tolerance", "1000000"]);
         arguments.extend(more);
         let mut command = pagewire(&arguments);
         command.env("TMPDIR", self.scratch());
@@ -192,6 +192,9 @@ fn a_study_that_is_interrupted_leaves_nothing_and_goes_on() {
     }
     let place = Place::new();
     let study = under_way(&place);
+    let second = place.study(&["--seed", "9", "--resume", "--only", LONG]).output().unwrap();
+    assert_eq!(second.status.code(), Some(1), "{second:?}");
+    assert!(String::from_utf8_lossy(&second.stderr).contains("another study"), "{second:?}");
     assert!(Command::new("kill").args(["-INT", &study.id().to_string()]).status().unwrap().success());
     let output = study.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(130), "{output:?}");

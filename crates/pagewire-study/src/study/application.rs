@@ -305,15 +305,17 @@ impl Performed {
         let mut figures = Figures::from([
             (Figure::ReadyS, ready.as_secs_f64()),
             (Figure::TotalS, total.as_secs_f64()),
-            (Figure::WorkS, self.busy.as_secs_f64()),
-            // Of as much work as was done here.
-            (Figure::LocalWorkS, alone.each() * self.done as f64),
-            (Figure::ThroughputBytesPerS, moved / (total - ready).as_secs_f64().max(1e-9)),
             (Figure::MovedBytes, moved),
             (Figure::ChangedBytes, self.versions.len() as f64 * PAGE as f64),
         ]);
         if self.done > 0 {
-            figures.insert(Figure::SlowdownRatio, self.each() / alone.each().max(1e-12));
+            figures.extend([
+                (Figure::WorkS, self.busy.as_secs_f64()),
+                // Of as much work as was done here.
+                (Figure::LocalWorkS, alone.each() * self.done as f64),
+                (Figure::SlowdownRatio, self.each() / alone.each().max(1e-12)),
+                (Figure::ThroughputBytesPerS, moved / (total - ready).as_secs_f64().max(1e-9)),
+            ]);
         }
         if let Some(first) = self.first {
             figures.insert(Figure::FirstByteS, (first - begun).as_secs_f64());

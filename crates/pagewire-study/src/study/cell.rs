@@ -91,7 +91,8 @@ impl Surroundings {
         let region = CellRegion::new(&self.pristine(), writes)?;
         let mut server = Offering::start(method, region.path(), writes, between.host(), between.server())
             .map_err(|trouble| trouble.of("the server"))?;
-        let file = self.folder.join("local");
+        // Of its own: one that was ended in the middle may be mounted for a moment still.
+        let file = self.folder.join(format!("{}.round{round}", planned.id));
         let access = Access {
             method,
             mode: planned.mode,
@@ -115,8 +116,9 @@ impl Surroundings {
             _ => None,
         };
         let result = self.work(&assignment, between, server.as_mut(), observer);
-        remove(&file)?;
+        let removed = remove(&file);
         let (worked, staleness) = result?;
+        removed?;
         let is_journaled = server.as_ref().is_some_and(Offering::is_journaled);
         drop(server);
         if writes && !method.is_local() {

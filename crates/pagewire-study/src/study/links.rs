@@ -14,8 +14,8 @@ use crate::link::{ADDRESS_B, Link, LinkMeasured, LinkOptions};
 /// How often a link is measured before it is refused: somebody else may have had the processors.
 const ATTEMPTS: usize = 3;
 
-/// How much longer than asked for a round trip may take in any case: threads have to be woken.
-const WAKING: Duration = Duration::from_micros(500);
+/// A round trip that is shorter may be off by as much as this one: threads have to be woken, however short it is.
+const SHORT: Duration = Duration::from_millis(2);
 
 /// What lies between client and server.
 pub(super) enum Between {
@@ -132,7 +132,7 @@ fn without(
 /// Whether a link is what was asked for.
 fn judge(setting: LinkSetting, measured: LinkMeasured, tolerance: f64) -> std::result::Result<(), String> {
     let asked = Duration::from_millis(setting.rtt_ms.into());
-    let most = asked + asked.mul_f64(tolerance).max(WAKING);
+    let most = asked + asked.max(SHORT).mul_f64(tolerance);
     let found = measured.round_trip;
     if found > most || found < asked.mul_f64(0.98) {
         return Err(format!(

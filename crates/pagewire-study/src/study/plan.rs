@@ -3,7 +3,7 @@
 //! One circumstance is varied at a time, around a base point: first along the link's round-trip time and its rate, then
 //! the chunk, the connections, and what the application does. Round-trip times and chunks are varied for more than
 //! one pattern, since reading all, reading here and there, and writing are different questions. It is a sum of lines
-//! through base points, never their product: [`tests`] holds that.
+//! through base points, never their product; a test holds that.
 //!
 //! Order: round by round, so that whatever changes on the machine in the course of a study meets all cells alike. Within a
 //! round the links come in random order, and so do the cells of each link: a link is made once a round, and is

@@ -6,6 +6,7 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -44,8 +45,9 @@ pub struct Options {
     pub tolerance: f64,
 }
 
-/// How much of the cap a steady rate lasts.
+/// How much of the cap a steady rate lasts, and how long at most, in seconds: enough for some changes to be timed.
 const STEADY: f64 = 0.4;
+const MOST_STEADY_S: f64 = 2.0;
 
 /// What is kept of what processes say on standard error, in bytes.
 const MOST_SAID: usize = 64 << 10;
@@ -91,8 +93,8 @@ pub struct Study {
     run: Run,
     blocks: Vec<Block>,
     done: u64,
-    /// How much of the file is whole lines.
-    length: u64,
+    /// How much of the file is whole lines, in bytes, and how much there is.
+    length: (u64, u64),
 }
 
 impl Study {
@@ -107,7 +109,8 @@ impl Study {
         let (known, length) = match std::fs::read(&path) {
             Ok(bytes) if options.resume => {
                 let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-                (read(&bytes[..whole]).map_err(|error| of(&path, &error))?, whole as u64)
+                let length = (whole as u64, bytes.len() as u64);
+                (read(&bytes[..whole]).map_err(|error| of(&path, &error))?, length)
             }
             Ok(_) => {
                 let text = format!(
@@ -116,7 +119,7 @@ impl Study {
                 );
                 return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => (Vec::new(), 0),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => (Vec::new(), (0, 0)),
             Err(error) => return Err(of(&path, &error)),
         };
         let earlier = known.iter().find_map(|record| match record {
@@ -157,14 +160,25 @@ impl Study {
     ///
     /// # Errors
     ///
-    /// Where the file cannot be written, or the process cannot be started.
+    /// Busy while another study writes to the file; where that cannot be written, or the process cannot be started.
     pub fn start(self) -> io::Result<Running> {
         std::fs::create_dir_all(&self.options.folder).map_err(|error| of(&self.options.folder, &error))?;
         let path = self.path();
         let file =
             File::options().create(true).append(true).open(&path).map_err(|error| of(&path, &error))?;
+        // It is given up with the file.
+        let is_ours = pagewire_sys::file::lock_exclusive(file.as_fd());
+        let is_known = file.metadata()?.len() == self.length.1;
+        match is_ours {
+            Ok(()) if is_known => {}
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(of(&path, &error)),
+            _ => {
+                let text = format!("another study writes to {} now", path.display());
+                return Err(io::Error::new(io::ErrorKind::ResourceBusy, text));
+            }
+        }
         // What was cut off in the middle of a line is measured again.
-        file.set_len(self.length).map_err(|error| of(&path, &error))?;
+        file.set_len(self.length.0).map_err(|error| of(&path, &error))?;
         let (mut raw, run) = (Raw { file, path }, self.run);
         raw.append(&Record::Run(run.clone()))?;
 
@@ -177,7 +191,7 @@ impl Study {
             mounts,
             bytes: run.region_bytes,
             cap_s: run.cap_s,
-            steady_s: run.cap_s * STEADY,
+            steady_s: (run.cap_s * STEADY).min(MOST_STEADY_S),
             seed: run.seed,
             tolerance: self.options.tolerance,
         };
