@@ -70,6 +70,25 @@ pub fn data_extents(file: BorrowedFd<'_>, range: Range<u64>) -> io::Result<Vec<R
     Ok(extents)
 }
 
+/// Whether this process may read and write what is at `path`, as the kernel would answer; it is not opened, which for
+/// a device may load its driver.
+///
+/// # Errors
+///
+/// What faccessat answers but for a refusal: not found where nothing is there.
+pub fn may_use(path: &Path) -> io::Result<bool> {
+    let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let (modes, flags) = (libc::R_OK | libc::W_OK, libc::AT_EACCESS);
+    // SAFETY: the path ends with a zero.
+    match check(unsafe { libc::faccessat(libc::AT_FDCWD, path.as_ptr(), modes, flags) }) {
+        Ok(_) => Ok(true),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EACCES | libc::EPERM | libc::EROFS)) => {
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
+}
+
 fn seek(file: BorrowedFd<'_>, from: u64, whence: libc::c_int) -> io::Result<u64> {
     let from = offset(from)?;
     // SAFETY: takes numbers only.
