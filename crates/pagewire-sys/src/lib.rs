@@ -61,6 +61,7 @@ pub mod tracked;
 pub mod uffd;
 
 mod gate;
+mod guarded;
 mod syscall;
 
 /// Bytes of a base page: the unit of faults and of change tracking.
