@@ -1,9 +1,11 @@
 //! What can be said on the command line.
 
+mod doctor;
 mod migrate;
 mod mount;
 mod remote;
 mod serve;
+mod study;
 mod transfer;
 mod value;
 
@@ -11,6 +13,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
 
+pub(crate) use doctor::Doctor;
 pub(crate) use migrate::{
     Hooks, Migrate, MigrateAbort, MigrateIn, MigrateOut, MigrateResume, MigrateStatus, MigrateStep, Moment,
     Offering, Subject,
@@ -18,6 +21,7 @@ pub(crate) use migrate::{
 pub(crate) use mount::{Mount, Order, Uffd, Via};
 pub(crate) use remote::Remote;
 pub(crate) use serve::{Offerer, Serve};
+pub(crate) use study::Study;
 pub(crate) use transfer::{Copy, Follow, Mirror};
 
 /// Makes memory of one host usable on another: at once, while it streams in behind.
@@ -68,6 +72,8 @@ pub(crate) enum Command {
     Mirror(Mirror),
     Follow(Follow),
     Migrate(Migrate),
+    Doctor(Doctor),
+    Study(Study),
     Demo(Demo),
     Completions(Completions),
 }

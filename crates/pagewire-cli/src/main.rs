@@ -9,6 +9,8 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
+    // A study starts this program again as its servers, clients and mounts.
+    pagewire_study::study::run::run_if_asked();
     let args = args::Args::parse();
     output::start_logging(&args.output);
     match command::run(args) {

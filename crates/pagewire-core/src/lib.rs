@@ -5,6 +5,7 @@
 //!
 //! | module | decides |
 //! | --- | --- |
+//! | [`advice`] | which access method to use for what, and why |
 //! | [`chunk`] | where chunks and pages begin and end: all alignment arithmetic |
 //! | [`bitmap`] | which chunks or pages are in a set; one for one owner, one for threads without a lock |
 //! | [`push`] | what of a local copy is present, dirty and staged, and what may happen to it |
@@ -19,6 +20,7 @@
 //! | [`nbd`] | what an NBD server and its clients say to each other, as bytes |
 #![forbid(unsafe_code)]
 
+pub mod advice;
 pub mod bitmap;
 pub mod cache;
 pub mod chunk;

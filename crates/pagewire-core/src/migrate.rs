@@ -20,31 +20,33 @@
 //!
 //! # What must never happen
 //!
-//! - **Both sides run the application.** The origin suspends it before it offers, and takes it up again only when it knows
-//!   that the destination will not: it has not told the offer's token to anybody, or the destination has
-//!   said ABORT, which it does when its own record rules out that it accepts. The destination runs it only once
-//!   [`Accepted`](DestinationPhase::Accepted) is durable, which needs the token.
+//! - **Both sides run the application.** The origin suspends it before it offers, and takes it up again only
+//!   when it knows that the destination will not: it has not told the offer's token to anybody, or the
+//!   destination has said ABORT, which it does when its own record rules out that it accepts. The destination
+//!   runs it only once [`Accepted`](DestinationPhase::Accepted) is durable, which needs the token.
 //! - **A write is lost.** Each set of written pages is kept by the origin until the destination has said, by asking
 //!   for the next, that it has received it. What was written before the freeze is in some set, or was pulled after.
 //! - **Neither runs it, for ever.** Each request is repeated until it is answered, each record that has to be
-//!   written is tried again, and whoever restarts goes on from its record. A side is in doubt only while the other one is
-//!   away. Then an operator can decide, by force, at the price that is said at [`Origin::handle_operator`].
+//!   written is tried again, and whoever restarts goes on from its record. A side is in doubt only while the
+//!   other one is away. Then an operator can decide, by force, at the price that is said at
+//!   [`Origin::handle_operator`].
 //!
 //! # How the engine uses it
 //!
-//! [`Origin`] and [`Destination`] are called under one lock each, and do no I/O. `poll_effect` gives the one thing that has
-//! to be done next, in the machine's order; it is done without the lock, and `handle_result` says how it ended.
-//! Nothing else comes out meanwhile, whatever else goes in. A record that failed to be written may or may not be
-//! durable; machines count on neither. An effect that failed, or was interrupted by a crash, may have been done in part,
-//! and is done again, or undone, as a whole.
+//! [`Origin`] and [`Destination`] are called under one lock each, and do no I/O. `poll_effect` gives the one
+//! thing that has to be done next, in the machine's order; it is done without the lock, and `handle_result`
+//! says how it ended. Nothing else comes out meanwhile, whatever else goes in. A record that failed to be
+//! written may or may not be durable; machines count on neither. An effect that failed, or was interrupted by a
+//! crash, may have been done in part, and is done again, or undone, as a whole.
 //!
-//! At the origin, [`Origin::handle_request`] answers at once or says [`Answer::Wait`]: then the same request is handed in
-//! again after each `handle_result` or `handle_retry`, which is harmless, since requests are idempotent. At the
-//! destination, [`Destination::poll_request`] gives the one request to have under way, besides effects, and
-//! `handle_outcome` what came of it.
+//! At the origin, [`Origin::handle_request`] answers at once or says [`Answer::Wait`]: then the same request is
+//! handed in again after each `handle_result` or `handle_retry`, which is harmless, since requests are
+//! idempotent. At the destination, [`Destination::poll_request`] gives the one request to have under way,
+//! besides effects, and `handle_outcome` what came of it.
 //!
 //! Where something failed that must be done nevertheless, it is done again by `handle_retry`, which the engine
-//! calls every now and then, a second apart, say. Until then nothing comes out, so that a full disk keeps no loop busy.
+//! calls every now and then, a second apart, say. Until then nothing comes out, so that a full disk keeps no
+//! loop busy.
 //!
 //! # The parts
 //!
@@ -67,7 +69,8 @@ pub use frequency::{Holding, Plan, WriteFrequency};
 pub use origin::{Answer, Origin, OriginEffect};
 pub use record::{DestinationPhase, DestinationRecord, HomeSets, OriginPhase, OriginRecord};
 
-/// Which migration: random, and chosen by the destination anew for each attempt.
+/// Which migration: random, and chosen by the destination anew for each attempt. Who knows it speaks for the
+/// destination, so it goes to nobody but the origin and its operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MigrationId(pub [u8; 16]);
 
@@ -77,8 +80,8 @@ impl fmt::Display for MigrationId {
     }
 }
 
-/// Which offer of the origin: no other has the same, so that what was meant for an old one is not taken for a new one.
-/// It orders, and protects nothing.
+/// Which offer of the origin: no other has the same, so that what was meant for an old one is not taken for a
+/// new one. It orders, and protects nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Token(pub u64);
 
@@ -196,8 +199,8 @@ pub enum Reply {
 /// Why a request is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// Another migration is under way.
-    #[error("migration {0} is under way; abort that one first")]
+    /// Another migration is under way. Its id is not to be told: who knows it can abort it.
+    #[error("another migration of this application is under way; abort that one first")]
     Busy(MigrationId),
     /// The migration is over.
     #[error("the migration is over: {0}")]
@@ -216,7 +219,7 @@ pub enum Refusal {
     SetLost,
     /// The destination may have accepted, or may do so at any time.
     #[error(
-        "in doubt: the destination may own the application already; ask there, and use force only if it does not and never will"
+        "in doubt: the destination may own the application; ask there, and use force only if it never will"
     )]
     InDoubt,
     /// The destination is the owner.

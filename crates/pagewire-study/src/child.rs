@@ -6,9 +6,11 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::AsFd;
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use pagewire_sys::event::{PollItem, poll};
 use pagewire_sys::net::NetNamespace;
 
 /// A server process, which is ended when this is dropped.
@@ -32,6 +34,21 @@ impl Child {
         arguments: &[&OsStr],
         namespace: Option<&NetNamespace>,
     ) -> io::Result<Self> {
+        let mut child = Self::spawn(role, arguments, namespace)?;
+        child.address = child.line()?;
+        Ok(child)
+    }
+
+    /// Starts this program in a role, and waits for nothing.
+    ///
+    /// # Errors
+    ///
+    /// Where the program cannot be started.
+    pub(crate) fn spawn(
+        role: &str,
+        arguments: &[&OsStr],
+        namespace: Option<&NetNamespace>,
+    ) -> io::Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
         command.arg(role).args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
         // A process is where the thread is that starts it.
@@ -41,9 +58,42 @@ impl Child {
         };
         let (input, output) = (process.stdin.take(), process.stdout.take());
         let output = BufReader::new(output.expect("it was asked for"));
-        let mut child = Self { process, input, output, address: String::new() };
-        child.address = child.line()?;
-        Ok(child)
+        Ok(Self { process, input, output, address: String::new() })
+    }
+
+    /// Says a line to it.
+    ///
+    /// # Errors
+    ///
+    /// Where it has ended.
+    pub(crate) fn say(&mut self, line: &str) -> io::Result<()> {
+        writeln!(self.input.as_mut().expect("taken on drop only"), "{line}")
+    }
+
+    /// The next line that it says, if it comes in time.
+    ///
+    /// # Errors
+    ///
+    /// Timed out; unexpected end of file where it has ended.
+    pub(crate) fn hear(&mut self, within: Duration) -> io::Result<String> {
+        let deadline = Instant::now() + within;
+        // A line is written at once: where there is a part of one, the rest is about to come.
+        if self.output.buffer().is_empty() {
+            let mut items = [PollItem::readable(self.output.get_ref().as_fd())];
+            if poll(&mut items, Some(deadline.saturating_duration_since(Instant::now())))? == 0 {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+        }
+        self.line()
+    }
+
+    /// How it has ended: waits for that, if it has said all that it has to say.
+    ///
+    /// # Errors
+    ///
+    /// What wait answers.
+    pub(crate) fn status(&mut self) -> io::Result<std::process::ExitStatus> {
+        self.process.wait()
     }
 
     /// Where it listens, as it said.
@@ -62,7 +112,8 @@ impl Child {
     ///
     /// Where it has ended.
     pub(crate) fn cpu(&mut self) -> io::Result<Duration> {
-        let nanoseconds = self.ask()?.parse().map_err(io::Error::other)?;
+        self.say("")?;
+        let nanoseconds = self.line()?.parse().map_err(io::Error::other)?;
         Ok(Duration::from_nanos(nanoseconds))
     }
 
@@ -72,7 +123,7 @@ impl Child {
     ///
     /// Where it has ended.
     pub(crate) fn ask(&mut self) -> io::Result<String> {
-        self.input.as_mut().expect("taken on drop only").write_all(b"\n")?;
+        self.say("")?;
         self.line()
     }
 

@@ -11,6 +11,8 @@
 //! - [`nbd`]: regions as NBD exports, and copies between stores, in processes of their own.
 //! - [`usage`]: processor time and memory of processes.
 //! - [`scatter`]: offsets that no readahead foresees.
+//! - [`report`]: what the raw data of a study says.
+//! - [`study`](mod@study): the comparative study of the access methods.
 //! - `child`: this very program, started again as a server.
 //!
 //! The benchmarks are in `benches`: `cargo bench -p pagewire-study --bench read_path`,
@@ -23,8 +25,10 @@ pub mod link;
 pub mod mount;
 pub mod nbd;
 pub mod origin;
+pub mod report;
 pub mod scatter;
 pub mod server;
+pub mod study;
 pub mod usage;
 
 mod child;

@@ -12,7 +12,10 @@ use pagewire::engine::Region;
 use pagewire::engine::copy::{CopyOptions, copy};
 use pagewire::store::{self, FileStore, RemoteOptions};
 
+use pagewire_sys::net::NetNamespace;
+
 use crate::child::{self, Child};
+use crate::usage::Memory;
 
 /// The hidden arguments.
 const SERVE: &str = "--pagewire-study-nbd-server";
@@ -72,8 +75,22 @@ impl NbdServerProcess {
     ///
     /// Where the process cannot be started, or the file cannot be served.
     pub fn start(file: &Path, address: &NbdAddress, writable: bool) -> io::Result<Self> {
+        Self::start_in(file, address, writable, None)
+    }
+
+    /// The same inside `namespace`, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// As [`NbdServerProcess::start`].
+    pub fn start_in(
+        file: &Path,
+        address: &NbdAddress,
+        writable: bool,
+        namespace: Option<&NetNamespace>,
+    ) -> io::Result<Self> {
         let (address, mode) = (address.to_string(), if writable { "writable" } else { "read-only" });
-        let child = Child::start(SERVE, &[file.as_os_str(), address.as_ref(), mode.as_ref()], None)?;
+        let child = Child::start(SERVE, &[file.as_os_str(), address.as_ref(), mode.as_ref()], namespace)?;
         Ok(Self { child })
     }
 
@@ -84,6 +101,15 @@ impl NbdServerProcess {
     /// Where the process said something else.
     pub fn address(&self) -> io::Result<NbdAddress> {
         self.child.address().parse().map_err(io::Error::other)
+    }
+
+    /// The memory of the process.
+    ///
+    /// # Errors
+    ///
+    /// Where it has ended.
+    pub fn memory(&self) -> io::Result<Memory> {
+        Memory::of(self.child.id())
     }
 
     /// Processor time that the process has used since it started.

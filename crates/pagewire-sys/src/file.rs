@@ -70,6 +70,25 @@ pub fn data_extents(file: BorrowedFd<'_>, range: Range<u64>) -> io::Result<Vec<R
     Ok(extents)
 }
 
+/// Whether this process may read and write what is at `path`, as the kernel would answer; it is not opened, which for
+/// a device may load its driver.
+///
+/// # Errors
+///
+/// What faccessat answers but for a refusal: not found where nothing is there.
+pub fn may_use(path: &Path) -> io::Result<bool> {
+    let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let (modes, flags) = (libc::R_OK | libc::W_OK, libc::AT_EACCESS);
+    // SAFETY: the path ends with a zero.
+    match check(unsafe { libc::faccessat(libc::AT_FDCWD, path.as_ptr(), modes, flags) }) {
+        Ok(_) => Ok(true),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EACCES | libc::EPERM | libc::EROFS)) => {
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
+}
+
 fn seek(file: BorrowedFd<'_>, from: u64, whence: libc::c_int) -> io::Result<u64> {
     let from = offset(from)?;
     // SAFETY: takes numbers only.
@@ -111,12 +130,34 @@ pub fn pread_nowait(file: BorrowedFd<'_>, buffer: &mut [u8], at: u64) -> io::Res
 pub fn is_in_memory(file: BorrowedFd<'_>) -> io::Result<bool> {
     const KINDS: [libc::c_long; 3] = [libc::TMPFS_MAGIC, RAMFS_MAGIC, libc::HUGETLBFS_MAGIC];
     const RAMFS_MAGIC: libc::c_long = 0x8584_58f6;
+    Ok(KINDS.contains(&file_system(file)?))
+}
+
+/// Whether who maps the file sees what who reads it does, at any time, by the nature of its file system: those of this
+/// host alone, which have one page cache for both. Others may ask a server when a file is read, and not when it is loaded from.
+///
+/// # Errors
+///
+/// What fstatfs answers.
+pub fn is_mapped_as_read(file: BorrowedFd<'_>) -> io::Result<bool> {
+    const KINDS: [libc::c_long; 5] = [
+        libc::TMPFS_MAGIC,
+        libc::EXT4_SUPER_MAGIC,
+        libc::XFS_SUPER_MAGIC,
+        libc::BTRFS_SUPER_MAGIC,
+        F2FS_MAGIC,
+    ];
+    const F2FS_MAGIC: libc::c_long = 0xf2f5_2010;
+    Ok(KINDS.contains(&file_system(file)?))
+}
+
+/// The kind of its file system, as the kernel's number for it.
+fn file_system(file: BorrowedFd<'_>) -> io::Result<libc::c_long> {
     let mut found = std::mem::MaybeUninit::<libc::statfs>::uninit();
     // SAFETY: the kernel writes one statfs, for which there is room.
     check(unsafe { libc::fstatfs(file.as_raw_fd(), found.as_mut_ptr()) })?;
     // SAFETY: the call has succeeded, so all of it is written.
-    let found = unsafe { found.assume_init() };
-    Ok(KINDS.contains(&found.f_type))
+    Ok(unsafe { found.assume_init() }.f_type)
 }
 
 /// A file in memory that is under no path, and goes with its last descriptor. `name` is for those who look at /proc.

@@ -72,6 +72,20 @@ impl FileMapping {
         Ok(())
     }
 
+    /// Loads bytes up to a page that is behind the end of the file, or that cannot be read; answers how many. Who wants to know
+    /// why there are no more reads the file. On processors other than x86-64 it is always none.
+    ///
+    /// It takes a handler of SIGBUS, which is put in place the first time and hands on what is not its own.
+    ///
+    /// # Errors
+    ///
+    /// Invalid input outside of the mapping.
+    pub fn load_available(&self, offset: usize, buffer: &mut [u8]) -> io::Result<usize> {
+        let from = self.at(offset, buffer.len())?;
+        // SAFETY: the range lies in the mapping, of a file, which is mapped readable until drop; the buffer is other memory.
+        Ok(unsafe { crate::guarded::load(from, buffer) })
+    }
+
     /// Stores bytes. **A page that is behind the end of the file, or that cannot be read, is a SIGBUS.**
     ///
     /// # Errors
@@ -154,5 +168,37 @@ unsafe fn store(to: *mut u8, from: &[u8]) {
     for (at, byte) in from.iter().enumerate() {
         // SAFETY: as the caller promises. Volatile, so that each byte is stored once, whatever it is.
         unsafe { to.add(at).write_volatile(*byte) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+    use crate::PAGE_SIZE;
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn a_file_that_is_cut_ends_a_load_and_not_the_process() {
+        let file = tempfile::tempfile().expect("a file");
+        file.write_all_at(&[7; 4 * PAGE_SIZE], 0).expect("it is written");
+        let mapping = FileMapping::new(file.as_fd(), 8 * PAGE_SIZE, Protection::Read).expect("it is mapped");
+        let mut buffer = vec![0; 3 * PAGE_SIZE];
+        assert_eq!(mapping.load_available(100, &mut buffer).expect("in the mapping"), buffer.len());
+        assert!(buffer.iter().all(|byte| *byte == 7));
+        let load = |file: &File, pages: usize| {
+            file.set_len((pages * PAGE_SIZE) as u64).expect("it is cut");
+            let mut buffer = vec![1; 3 * PAGE_SIZE];
+            let got = mapping.load_available(PAGE_SIZE, &mut buffer).expect("in the mapping");
+            assert!(buffer[got..].iter().all(|byte| *byte == 1), "what is not loaded is left alone");
+            got
+        };
+        assert_eq!(load(&file, 2), PAGE_SIZE);
+        assert_eq!(load(&file, 1), 0);
+        assert_eq!(load(&file, 4), 3 * PAGE_SIZE);
+        assert!(mapping.load_available(8 * PAGE_SIZE, &mut buffer).is_err());
     }
 }

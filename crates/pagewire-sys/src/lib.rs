@@ -28,8 +28,10 @@
 //! - [`socket`]: vectored and zero-copy sending, options, passing descriptors
 //! - [`file`](mod@file): holes, locks, reads that do not wait, identity, attributes
 //! - [`file_mapping`]: a file that is mapped shared
+//! - [`fuse`]: which FUSE the kernel speaks
 //! - [`mount`]: mounts, and what a file system is used by
 //! - [`process`]: signals to other processes, and whether they are stopped
+//! - [`isolation`]: processes with mounts of their own
 //! - [`event`], [`signals`], [`thread`]: eventfd, pidfd, poll, signalfd, scheduling of the calling thread
 //! - [`nbd`]: block devices that are answered for over sockets
 //! - [`net`]: network namespaces and TUN devices, for link emulation
@@ -41,6 +43,8 @@ compile_error!("Pagewire needs Linux on a 64-bit machine");
 pub mod event;
 pub mod file;
 pub mod file_mapping;
+pub mod fuse;
+pub mod isolation;
 pub mod mapping;
 pub mod mount;
 pub mod nbd;
@@ -57,6 +61,7 @@ pub mod tracked;
 pub mod uffd;
 
 mod gate;
+mod guarded;
 mod syscall;
 
 /// Bytes of a base page: the unit of faults and of change tracking.

@@ -29,6 +29,7 @@ mod sink;
 mod transport;
 
 pub use error::{Error, ErrorKind, Result};
+pub use pagewire_core::advice;
 pub use pagewire_core::chunk::{ByteRange, ChunkIndex, ChunkSize};
 pub use pagewire_core::delta::{Algorithm, Node, Scheme};
 pub use pagewire_core::pack::{Codec, Compression};

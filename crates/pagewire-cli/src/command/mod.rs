@@ -3,6 +3,7 @@
 mod completions;
 mod copy;
 mod demo;
+mod doctor;
 mod follow;
 mod info;
 mod list;
@@ -10,6 +11,7 @@ mod migrate;
 mod mirror;
 mod mount;
 mod serve;
+mod study;
 mod uffd;
 
 use anyhow::Result;
@@ -29,6 +31,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
         Command::Mirror(args) => mirror::run(&args),
         Command::Follow(args) => follow::run(&args),
         Command::Migrate(args) => migrate::run(&args, quiet),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Study(args) => study::run(&args, quiet),
         Command::Demo(args) => demo::run(&args, quiet),
         Command::Completions(args) => completions::run(&args),
     }

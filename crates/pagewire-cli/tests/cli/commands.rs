@@ -211,7 +211,7 @@ fn the_demonstration_takes_any_file() {
 
 #[test]
 fn help_and_completions_are_there_for_every_command() {
-    for command in ["serve", "list", "info", "copy", "uffd", "migrate", "demo", "completions"] {
+    for command in ["serve", "list", "info", "copy", "uffd", "migrate", "doctor", "demo", "completions"] {
         let help = stdout(&[command, "--help"]);
         assert!(help.contains("Example") && help.contains(&format!("pagewire {command}")), "{help}");
     }

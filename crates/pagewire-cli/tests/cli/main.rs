@@ -2,11 +2,14 @@
 
 mod commands;
 mod deltas;
+mod doctor;
 mod driving;
 mod guests;
 mod migrations;
 mod mirrors;
 mod mounts;
 mod nbd_stores;
+mod reports;
 #[cfg(feature = "tls")]
+mod studies;
 mod tls;

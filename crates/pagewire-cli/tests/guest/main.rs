@@ -29,6 +29,8 @@ static REPORT: LazyLock<Report> = LazyLock::new(|| {
         "pull",
         "coming-and-going",
         "nbd-client",
+        "doctor",
+        "study",
     ];
     let program = std::env::current_exe().unwrap();
     let name = program.file_name().unwrap().to_str().unwrap();
@@ -36,12 +38,13 @@ static REPORT: LazyLock<Report> = LazyLock::new(|| {
         .module("nbd nbds_max=4")
         .module("loop")
         .module("sch_netem")
+        .module("tun")
         .program("mkfs.ext4")
         .program("nbd-client")
         .program("tc")
         .binary(Path::new(env!("CARGO_BIN_EXE_pagewire")))
         .binary(&program)
-        .limit(Duration::from_secs(90));
+        .limit(Duration::from_secs(180));
     for (scenario, script) in scenarios {
         guest = guest.scenario(scenario, &format!("test_program={name}\n{WORDS}\n{script}"));
     }
@@ -96,6 +99,17 @@ fn devices_come_and_go_and_what_a_killed_process_has_left_is_taken_down() {
 }
 
 #[test]
+fn a_study_measures_devices() {
+    let said = ended_well("study");
+    assert!(said.is_empty() || said.contains("2 measured"), "{said}");
+}
+
+#[test]
 fn the_client_of_debian_uses_the_server() {
     ended_well("nbd-client");
+}
+
+#[test]
+fn the_doctor_finds_the_module_and_who_may_use_it() {
+    ended_well("doctor");
 }

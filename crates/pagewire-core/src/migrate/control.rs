@@ -18,34 +18,35 @@
 //!
 //! # What is predicted
 //!
-//! `U(t)`, the bytes of different pages that are written in a time `t`, from the sizes of sets and the times that they
-//! cover. It grows ever more slowly, since what is written twice counts once: so a set of `u` bytes in a time `τ` says that
-//! `U(t) <= u * max(1, t / τ)`. The least of what the latest samples say is taken; for a time that is shorter
-//! than all of them, their rate. What was written since the last round is known better, from the looks since then.
+//! `U(t)`, the bytes of different pages that are written in a time `t`, from the sizes of sets and the times
+//! that they cover. It grows ever more slowly, since what is written twice counts once: so a set of `u` bytes
+//! in a time `τ` says that `U(t) <= u * max(1, t / τ)`. The least of what the latest samples say is taken; for
+//! a time that is shorter than all of them, their rate. What was written since the last round is known better,
+//! from the looks since then.
 //!
-//! The **downtime** is what suspending and resuming take, the destination's record, half a round trip for the offer to arrive,
-//! and, where the last set is sent before, a round trip and the time that its bytes take on the link. (The origin's record and SWITCH's
-//! own way are over before the application stops.)
+//! The **downtime** is what suspending and resuming take, the destination's record, half a round trip for the
+//! offer to arrive, and, where the last set is sent before, a round trip and the time that its bytes take on
+//! the link. (The origin's record and SWITCH's own way are over before the application stops.)
 //!
 //! # Modes
 //!
-//! - [`Mode::PreCopy`] is strict: the application is never resumed before all of it is there. Where the downtime that was asked for
-//!   cannot be had, by the deadline or at all, the migration is aborted rather than that it is broken. Who asks for
-//!   no downtime gets the least that rounds bring.
+//! - [`Mode::PreCopy`] is strict: the application is never resumed before all of it is there. Where the
+//!   downtime that was asked for cannot be had, by the deadline or at all, the migration is aborted rather than
+//!   that it is broken. Who asks for no downtime gets the least that rounds bring.
 //! - [`Mode::Auto`] does the same as long as that works, and goes hybrid where it does not: what cannot be had
 //!   by sending more is had by leaving it for later.
 //! - [`Mode::Hybrid`] makes rounds as long as each halves what is left, and then leaves the last set for later,
 //!   always: the downtime is as short as it can be, and the application waits for pages a little afterwards.
 //! - [`Mode::PostCopy`] switches first, and sends each byte once.
 //!
-//! Without a downtime asked for, "as short as it can be" counts: rounds go on while each at least halves what is left. Then Auto sends the last set if
-//! that takes no longer than [`TOLERABLE`], since an application that is resumed without its most-written pages would wait for
-//! them one by one.
+//! Without a downtime asked for, "as short as it can be" counts: rounds go on while each at least halves what
+//! is left. Then Auto sends the last set if that takes no longer than [`TOLERABLE`], since an application that
+//! is resumed without its most-written pages would wait for them one by one.
 //!
 //! # It always ends
 //!
-//! A round counts as progress if its set is half of the smallest so far or less, which can be only so often; of others
-//! there may be [`PATIENCE`], or [`STRICT_PATIENCE`] where PreCopy has no deadline.
+//! A round counts as progress if its set is half of the smallest so far or less, which can be only so often; of
+//! others there may be [`PATIENCE`] in a row; PreCopy goes on until its deadline, or for [`STRICT_PATIENCE`].
 
 mod decision;
 mod goals;
@@ -56,8 +57,8 @@ use std::time::Duration;
 pub use decision::{Decision, Last, Next, Reason};
 pub use goals::{Goals, Mode, UnknownMode};
 
-/// The longest downtime that Auto makes by sending the last set, where no downtime was asked for: what a person hardly
-/// notices, and no protocol's timeout does.
+/// The longest downtime that Auto makes by sending the last set, where no downtime was asked for: what a person
+/// hardly notices, and no protocol's timeout does.
 pub const TOLERABLE: Duration = Duration::from_millis(300);
 
 /// How many rounds without progress there may be: writers come in bursts, and one round may have met one.
@@ -151,8 +152,8 @@ impl Controller {
         self.looked = (0, 0, now);
     }
 
-    /// So many bytes have arrived in so much time: as parts of a longer flow, or from when the first of them came. The way
-    /// there and back is not in it, nor a time in which nothing was wanted.
+    /// So many bytes have arrived in so much time: as parts of a longer flow, or from when the first of them
+    /// came. The way there and back is not in it, nor a time in which nothing was wanted.
     pub fn handle_sent(&mut self, bytes: u64, took: Duration) {
         self.sent = self.sent.saturating_add(bytes);
         let took = took.as_secs_f64();
@@ -184,8 +185,8 @@ impl Controller {
         }
     }
 
-    /// What to do, with so many bytes known to be missing, all of which could be pulled now; `held` more are missing, and are
-    /// kept for the last set.
+    /// What to do, with so many bytes known to be missing, all of which could be pulled now; `held` more are
+    /// missing, and are kept for the last set.
     pub fn decide(&mut self, now: Duration, missing: u64, held: u64) -> Decision {
         let view = self.view(now, missing.saturating_add(held));
         let (next, reason) = self.choose(&view, missing);
@@ -258,8 +259,9 @@ impl Controller {
         self.samples.push_back((bytes, over));
     }
 
-    /// What the last set would have, were it taken at a time. What looks have found since the last one is in it, though pages
-    /// that they have found twice count once; so no more than the round before says, unless a look has found more.
+    /// What the last set would have, were it taken at a time. What looks have found since the last one is in
+    /// it, though pages that they have found twice count once; so no more than the round before says, unless a
+    /// look has found more.
     fn pending(&self, at: Duration) -> u64 {
         let (all, most, looked_at) = self.looked;
         let expected = |time| self.expected_set(time).unwrap_or(0);
@@ -294,12 +296,14 @@ impl Controller {
         if missing > 0 {
             return self.limits(view, 0).unwrap_or((Next::Pull, Reason::Missing { bytes: missing }));
         }
-        if let Some(goal) = self.goals.max_downtime
-            && mode != Mode::Hybrid
-            && view.sending <= goal
-            && !self.samples.is_empty()
-        {
-            return (Next::Switch(Last::Send), Reason::WithinGoal { goal });
+        match self.goals.max_downtime {
+            Some(goal) if mode == Mode::PreCopy && view.leaving > goal => {
+                return (Next::Abort, Reason::OutOfReach { goal, least: view.leaving });
+            }
+            Some(goal) if mode != Mode::Hybrid && view.sending <= goal && !self.samples.is_empty() => {
+                return (Next::Switch(Last::Send), Reason::WithinGoal { goal });
+            }
+            _ => {}
         }
         // What a round would leave, and how long that would take to be there.
         let round =
@@ -329,7 +333,9 @@ impl Controller {
             }
             _ => Reason::NoProgress { rounds: self.stalls, bytes: self.last_set },
         };
-        match (self.goals.mode, self.goals.max_downtime) {
+        // What cannot be had by any means is as good as not asked for.
+        let goal = self.goals.max_downtime.filter(|goal| view.leaving <= *goal);
+        match (self.goals.mode, goal) {
             (Mode::Hybrid | Mode::PostCopy, _) => (Next::Switch(Last::Leave), Reason::Asked(self.goals.mode)),
             (Mode::Auto, None) if view.sending <= TOLERABLE => {
                 (Next::Switch(Last::Send), Reason::Shortest { bytes: after })

@@ -8,13 +8,15 @@
 //!                             └──> Aborted                a record that failed
 //! ```
 //!
-//! The record *Begun* is durable before the first request, and *Aborted* before ABORT, so that a restart finds what it
-//! has to tell the origin. *Accepted* is what makes it the owner. Where writing that has failed it may be durable all the same: then
-//! the machine says nothing to anybody until *Aborted* is durable in its place.
+//! The record *Begun* is durable before the first request, and *Aborted* before ABORT, so that a restart finds
+//! what it has to tell the origin. *Accepted* is what makes it the owner. Where writing that has failed it may
+//! be durable all the same: then the machine says nothing to anybody until *Aborted* is durable in its place.
 //!
-//! The engine pulls as it likes meanwhile. It tells the machine what it has decided, by [`Destination::start_round`],
-//! [`Destination::start_switch`], [`Destination::accept`] and [`Destination::handle_everything_home`], and sends LOOK
-//! whenever it wants, since that changes nothing.
+//! The engine pulls as it likes meanwhile. It tells the machine what it has decided, by
+//! [`Destination::start_round`], [`Destination::start_switch`], [`Destination::accept`] and
+//! [`Destination::handle_everything_home`], and sends LOOK whenever it wants, since that changes nothing.
+
+mod steps;
 
 use super::record::DestinationPhase;
 use super::{MigrationId, Phase, RefusalKind, Reply, Request, Token};
@@ -22,8 +24,8 @@ use super::{MigrationId, Phase, RefusalKind, Reply, Request, Token};
 /// What the engine is to do for the destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DestinationEffect {
-    /// Make the record durable, in place of the one before. With [`DestinationPhase::Accepted`] also which pages are
-    /// at home durably, before it.
+    /// Make the record durable, in place of the one before. With [`DestinationPhase::Accepted`] also which
+    /// pages are at home durably, before it.
     Record(DestinationPhase),
     /// Let the application run. It comes again after a restart.
     Resume,
@@ -144,8 +146,8 @@ impl Destination {
         Self::with(id, State::Preparing)
     }
 
-    /// The migration that a record tells of, after a restart. What was pulled before is gone unless it was accepted, and
-    /// then it is what the [home sets](super::HomeSets) say.
+    /// The migration that a record tells of, after a restart. What was pulled before is gone unless it was
+    /// accepted, and then it is what the [home sets](super::HomeSets) say.
     pub fn from_record(phase: DestinationPhase) -> Self {
         let accepted = false;
         match phase {
@@ -195,8 +197,8 @@ impl Destination {
         Ok(number)
     }
 
-    /// The origin is to suspend the application, and to give the last set. A round that is awaited is given up; what would have
-    /// been in its set is in the last one.
+    /// The origin is to suspend the application, and to give the last set. A round that is awaited is given up;
+    /// what would have been in its set is in the last one.
     ///
     /// # Errors
     /// [`OutOfTurn`] where nothing is being copied.
@@ -295,8 +297,8 @@ impl Destination {
         }
     }
 
-    /// What is to be asked of the origin now; none while that is under way. Another one may still be: its outcome does not
-    /// matter any more.
+    /// What is to be asked of the origin now; none while that is under way. Another one may still be: its
+    /// outcome does not matter any more.
     pub fn poll_request(&mut self) -> Option<Request> {
         let due = self.due()?;
         if self.asked == Some(due) || self.refused.is_some() {
@@ -311,7 +313,8 @@ impl Destination {
         self.asked.filter(|asked| self.due() == Some(*asked))
     }
 
-    /// What came of a request, also of a BEGIN that the engine has sent by itself to come back after a lost connection.
+    /// What came of a request, also of a BEGIN that the engine has sent by itself to come back after a lost
+    /// connection.
     ///
     /// Answers whether it counts: then the set that came with it is to be used. What comes late, or twice, changes
     /// nothing.
@@ -398,153 +401,7 @@ impl Destination {
     pub fn discord(&self) -> Option<&str> {
         self.discord.as_deref()
     }
-
-    /// What the state wants to be done.
-    fn wanted(&self) -> Option<DestinationEffect> {
-        let id = self.id;
-        let wanted = match self.state {
-            State::Preparing => Some(DestinationEffect::Record(DestinationPhase::Begun { id })),
-            State::Accepting { token } => {
-                Some(DestinationEffect::Record(DestinationPhase::Accepted { id, token }))
-            }
-            State::Completing { token, recorded: false } => {
-                Some(DestinationEffect::Record(DestinationPhase::Completed { id, token }))
-            }
-            State::Aborting { step: Aborting::Record, .. } | State::Ousting { step: Ousting::Record } => {
-                Some(DestinationEffect::Record(DestinationPhase::Aborted { id }))
-            }
-            State::Aborting { step: Aborting::Discard, .. } => Some(DestinationEffect::Discard),
-            State::Ousting { step: Ousting::Suspend } => Some(DestinationEffect::Suspend),
-            _ => None,
-        };
-        let resume = self.may_run() && !self.resumed && self.resume_failed.is_none();
-        wanted.filter(|_| self.failed.is_none()).or_else(|| resume.then_some(DestinationEffect::Resume))
-    }
-
-    /// The request that the state wants to be answered.
-    fn due(&self) -> Option<Request> {
-        let id = self.id;
-        match self.state {
-            State::Beginning => Some(Request::Begin { id }),
-            State::Rounding { generation, number } => Some(Request::Round { id, generation, number }),
-            State::Switching { generation, number } => Some(Request::Switch { id, generation, number }),
-            State::Owner { token, told: false, .. } => Some(Request::Accept { id, token }),
-            State::Completing { token, recorded: true } => Some(Request::Complete { id, token }),
-            State::Aborting { step: Aborting::Tell, .. } | State::Ousting { step: Ousting::Tell } => {
-                Some(Request::Abort { id })
-            }
-            _ => None,
-        }
-    }
-
-    fn begun(&mut self, generation: u64) -> bool {
-        match self.state {
-            State::Beginning => {
-                self.asked = None;
-                self.state = State::Copying { generation, round: 0 };
-                true
-            }
-            State::Copying { generation: known, .. }
-            | State::Rounding { generation: known, .. }
-            | State::Switching { generation: known, .. }
-                if known != generation =>
-            {
-                self.give_up(Cause::Gap, false);
-                true
-            }
-            _ => false,
-        }
-    }
-
-    fn answered(&mut self, reply: Reply) -> bool {
-        match (self.state, reply) {
-            (State::Rounding { generation, number }, Reply::Taken { number: taken }) if taken == number => {
-                self.state = State::Copying { generation, round: number };
-            }
-            (State::Switching { number, .. }, Reply::Offered { token, number: last }) if last == number => {
-                self.state = State::Held { token };
-            }
-            (State::Owner { token, home, .. }, Reply::Accepted) => {
-                self.state = State::Owner { token, told: true, home };
-                self.complete();
-            }
-            (State::Completing { .. }, Reply::Completed) => self.state = State::Completed,
-            (State::Aborting { .. }, Reply::Aborted) => self.state = State::Aborted,
-            (State::Ousting { .. }, Reply::Aborted) => self.state = State::Ousted,
-            // An answer to something else: the request stays due.
-            _ => {
-                self.refused = Some("the origin's answer is to something else".to_owned());
-                return false;
-            }
-        }
-        true
-    }
-
-    /// The origin says that the request makes no sense any more.
-    fn over(&mut self, request: Request, reason: String) {
-        match self.state {
-            State::Owner { .. } => {
-                self.cause = Some(Cause::Refused { request: request.name(), reason });
-                self.state = State::Ousting { step: Ousting::Suspend };
-            }
-            State::Completing { .. } => {
-                self.discord = Some(reason);
-                self.state = State::Completed;
-            }
-            State::Aborting { .. } => {
-                self.discord = Some(reason);
-                self.state = State::Aborted;
-            }
-            State::Ousting { .. } => {
-                self.discord = Some(reason);
-                self.state = State::Ousted;
-            }
-            _ => self.give_up(Cause::Refused { request: request.name(), reason }, false),
-        }
-    }
-
-    fn recorded(&mut self, phase: DestinationPhase, result: Result<(), String>) {
-        match (phase, self.state, result) {
-            (DestinationPhase::Begun { .. }, State::Preparing, Ok(())) => self.state = State::Beginning,
-            (DestinationPhase::Begun { .. }, State::Preparing, Err(why)) => {
-                self.give_up(Cause::Record(why), false);
-            }
-            (DestinationPhase::Accepted { .. }, State::Accepting { token }, Ok(())) => {
-                self.state = State::Owner { token, told: false, home: false };
-            }
-            (DestinationPhase::Accepted { .. }, State::Accepting { .. }, Err(why)) => {
-                self.give_up(Cause::Record(why), true);
-            }
-            (DestinationPhase::Completed { .. }, State::Completing { token, .. }, Ok(())) => {
-                self.state = State::Completing { token, recorded: true };
-            }
-            (DestinationPhase::Aborted { .. }, State::Ousting { .. }, Ok(())) => {
-                self.state = State::Ousting { step: Ousting::Tell };
-            }
-            // A restart finds Begun, and says the same.
-            (DestinationPhase::Aborted { .. }, State::Aborting { accepted, .. }, result)
-                if result.is_ok() || !accepted =>
-            {
-                self.state = State::Aborting { step: Aborting::Discard, accepted };
-            }
-            (_, _, Err(why)) => self.failed = Some(why),
-            // The result of what was under way when it was given up.
-            (_, _, Ok(())) => {}
-        }
-    }
-
-    fn complete(&mut self) {
-        if let State::Owner { token, told: true, home: true } = self.state {
-            self.state = State::Completing { token, recorded: false };
-        }
-    }
-
-    /// `accepted` says whether the record may say so.
-    fn give_up(&mut self, cause: Cause, accepted: bool) {
-        self.cause = Some(cause);
-        self.failed = None;
-        self.refused = None;
-        self.asked = None;
-        self.state = State::Aborting { step: Aborting::Record, accepted };
-    }
 }
+
+#[cfg(test)]
+mod tests;

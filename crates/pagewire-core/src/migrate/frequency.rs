@@ -1,13 +1,15 @@
 //! Which pages to send last, and which not to send yet: those that are written most often.
 //!
-//! What is sent and written again before the switch was sent in vain. So each chunk has a count of how often it was in
-//! the rounds' sets, in which a round counts half as much as the one after it. What is sent is ordered by that, the rarely written first:
-//! the later a page is sent, the less time there is to write to it before the next set.
+//! What is sent and written again before the switch was sent in vain. So each chunk has a count of how often it
+//! was in the rounds' sets, in which a round counts half as much as the one after it. What is sent is ordered
+//! by that, the rarely written first: the later a page is sent, the less time there is to write to it before
+//! the next set.
 //!
-//! And what was in both of the last two sets is likely to be in the next one too, if that covers about as much time. It can be
-//! *held back*: it stays missing, and is sent once, after the last set was taken. That makes the last set no smaller than
-//! it would have been, and the rounds before much smaller; but where the guess is wrong the last set has a page that it need
-//! not have had, so [`Holding`] says how many bytes may be staked on it. Nothing is held back once the application is suspended.
+//! And what was in both of the last two sets is likely to be in the next one too, if that covers about as much
+//! time. It can be *held back*: it stays missing, and is sent once, after the last set was taken. That makes
+//! the last set no smaller than it would have been, and the rounds before much smaller; but where the guess is
+//! wrong the last set has a page that it need not have had, so [`Holding`] says how many bytes may be staked on
+//! it. Nothing is held back once the application is suspended.
 
 use std::time::Duration;
 
@@ -72,8 +74,8 @@ impl WriteFrequency {
         self.last_but_one = self.last.replace(over);
     }
 
-    /// In which order the ranges that are missing are sent, and what of them is held back; nothing without `holding`. Each byte of
-    /// the region that is missing is in one of both lists, once.
+    /// In which order the ranges that are missing are sent, and what of them is held back; nothing without
+    /// `holding`. Each byte of the region that is missing is in one of both lists, once.
     pub fn plan(&self, missing: &[ByteRange], holding: Option<Holding>) -> Plan {
         let length = self.geometry.length();
         let missing = ByteRange::union(missing.iter().map(|range| range.clamp_to(length)).collect());

@@ -9,13 +9,17 @@
 //!            operator, departure  operator, departure
 //! ```
 //!
-//! What decides is who knows the offer's token. While the machine is offering, its record says *Offered* already, but the
-//! token was told to nobody: so it can withdraw by itself when the hook fails. Once the regions are
-//! frozen the token is told, and from then on only the destination's word counts.
+//! What decides is who knows the offer's token. While the machine is offering, its record says *Offered*
+//! already, but the token was told to nobody: so it can withdraw by itself when the hook fails. Once the
+//! regions are frozen the token is told, and from then on only the destination's word counts.
 //!
 //! On the way back the application is resumed even where the record cannot be withdrawn: nobody can accept. A
 //! restart would find it in doubt then, suspended, so the record is tried again until that works; no other
-//! migration begins before.
+//! migration begins before. Force is another matter, since the destination may have accepted: the record comes
+//! first, and only then the application is resumed, or the destination told.
+
+mod requests;
+mod steps;
 
 use std::collections::VecDeque;
 
@@ -27,8 +31,8 @@ use super::{Ending, MigrationId, Phase, Refusal, Reply, Request, Token};
 pub enum OriginEffect {
     /// Begin to track what is written to each region, from before this is answered.
     Track,
-    /// Take what was written to each region since the last set, and keep it as that of this round. The set that was kept
-    /// before was received, and can be dropped.
+    /// Take what was written to each region since the last set, and keep it as that of this round. The set that
+    /// was kept before was received, and can be dropped.
     TakeRound {
         /// The round.
         number: u64,
@@ -171,7 +175,8 @@ impl Origin {
     /// The machine of an application that runs, or that a record says something else about. `nonce` is random, so
     /// that no generation or token comes again after a restart.
     ///
-    /// [`Origin::may_run`] then says whether the engine may let the application run, and with regions that are not frozen.
+    /// [`Origin::may_run`] then says whether the engine may let the application run, and with regions that are
+    /// not frozen.
     pub fn new(record: Option<OriginPhase>, nonce: u64) -> Self {
         let generation = nonce;
         let state = match record {
@@ -213,8 +218,8 @@ impl Origin {
         }
     }
 
-    /// The sessions of this migration's destination have ended, and their lapse is over. Before the offer was told the
-    /// application goes on as if nothing had been; afterwards it waits.
+    /// The sessions of this migration's destination have ended, and their lapse is over. Before the offer was
+    /// told the application goes on as if nothing had been; afterwards it waits.
     pub fn handle_departure(&mut self, id: MigrationId) {
         if matches!(&self.state, State::Tracking { id: mine, .. } | State::Offering { id: mine, .. } if *mine == id)
         {
@@ -225,14 +230,14 @@ impl Origin {
     /// An operator wants the application to go on here, without the migration. How that ends the
     /// [phase](Self::phase) tells, once nothing is [under way](Self::is_settled).
     ///
-    /// In doubt this takes `force`, and the operator's own certainty that the destination does not own the application and
-    /// never will: its record must be gone, or say that it was aborted. Else both run it, each with its own
-    /// bytes. A destination that learns of it, by its ACCEPT being refused, suspends the application at once, and
-    /// what it has written since is lost.
+    /// In doubt this takes `force`, and the operator's own certainty that the destination does not own the
+    /// application and never will: its record must be gone, or say that it was aborted. Else both run it, each
+    /// with its own bytes. A destination that learns of it, by its ACCEPT being refused, suspends the
+    /// application at once, and what it has written since is lost.
     ///
     /// # Errors
-    /// [`Refusal::InDoubt`] without force; [`Refusal::Moved`] and [`Refusal::Released`] also with it, once ACCEPT was
-    /// heard.
+    /// [`Refusal::InDoubt`] without force; [`Refusal::Moved`] and [`Refusal::Released`] also with it, once
+    /// ACCEPT was heard.
     pub fn handle_operator(&mut self, force: bool) -> Result<(), Refusal> {
         match &self.state {
             State::Idle => Ok(()),
@@ -343,317 +348,10 @@ impl Origin {
         self.nonce = self.nonce.wrapping_add(1);
         fresh
     }
-
-    fn begin(&mut self, id: MigrationId) -> Answer {
-        let over = self.ended.iter().find(|(ended, _)| *ended == id);
-        match &self.state {
-            State::Idle if let Some((_, ending)) = over => Answer::Refused(Refusal::Ended(ending.clone())),
-            State::Idle if self.stale.is_some() => self.wait_or_failure(),
-            State::Idle => {
-                let generation = self.fresh();
-                self.state = State::Tracking { id, generation, round: None, taking: false };
-                Answer::Wait
-            }
-            State::Tracking { .. } if self.ending.is_some() => Answer::Wait,
-            State::Tracking { id: mine, round: None, .. } if *mine == id => Answer::Wait,
-            State::Tracking { id: mine, generation, .. }
-            | State::Offering { id: mine, generation, .. }
-            | State::InDoubt { id: mine, generation, .. }
-            | State::Accepting { id: mine, generation, .. }
-            | State::Moved { id: mine, generation, .. }
-                if *mine == id =>
-            {
-                Answer::Done(Reply::Begun { generation: *generation })
-            }
-            State::Withdrawing { id: mine, .. } if *mine != id => self.wait_or_failure(),
-            _ => Answer::Refused(self.refusal(id)),
-        }
-    }
-
-    fn round(&mut self, id: MigrationId, generation: u64, number: u64) -> Answer {
-        match &mut self.state {
-            State::Tracking { id: mine, generation: known, .. } if *mine == id && *known != generation => {
-                Answer::Refused(Refusal::Gap)
-            }
-            State::Tracking { id: mine, .. } if *mine == id && self.ending.is_some() => Answer::Wait,
-            State::Tracking { id: mine, round: Some(last), taking, .. } if *mine == id => {
-                let next = number.checked_sub(1) == Some(*last);
-                match (next, *taking) {
-                    (true, _) => {
-                        *taking = true;
-                        Answer::Wait
-                    }
-                    (false, false) if number == *last && number > 0 => Answer::Done(Reply::Taken { number }),
-                    _ => Answer::Refused(Refusal::OutOfTurn("rounds come one by one")),
-                }
-            }
-            _ => Answer::Refused(self.refusal(id)),
-        }
-    }
-
-    fn switch(&mut self, id: MigrationId, generation: u64, number: u64) -> Answer {
-        match self.state {
-            State::InDoubt { id: mine, number: None, .. } if mine == id => Answer::Refused(Refusal::SetLost),
-            State::Tracking { id: mine, generation: known, .. }
-            | State::Offering { id: mine, generation: known, .. }
-            | State::InDoubt { id: mine, generation: known, .. }
-                if mine == id && known != generation =>
-            {
-                Answer::Refused(Refusal::Gap)
-            }
-            State::Tracking { id: mine, taking: true, .. } if mine == id => Answer::Wait,
-            State::Tracking { id: mine, .. } if mine == id && self.ending.is_some() => Answer::Wait,
-            State::Tracking { id: mine, round: Some(last), .. } if mine == id => {
-                let confirmed = number.checked_sub(1) == Some(last);
-                if !confirmed && (number != last || number == 0) {
-                    return Answer::Refused(Refusal::OutOfTurn("rounds come one by one"));
-                }
-                let token = Token(self.fresh());
-                let step = Offering::Record;
-                self.state = State::Offering { id, generation, token, number, confirmed, step };
-                Answer::Wait
-            }
-            State::Offering { id: mine, number: last, .. } if mine == id && last == number => Answer::Wait,
-            State::InDoubt { id: mine, token, number: Some(last), .. } if mine == id && last == number => {
-                Answer::Done(Reply::Offered { token, number })
-            }
-            _ => Answer::Refused(self.refusal(id)),
-        }
-    }
-
-    fn accept(&mut self, id: MigrationId, token: Token) -> Answer {
-        match self.state {
-            State::InDoubt { id: mine, generation, token: offered, .. } if (mine, offered) == (id, token) => {
-                self.state = State::Accepting { id, generation, token };
-                Answer::Wait
-            }
-            State::Accepting { id: mine, token: offered, .. } if (mine, offered) == (id, token) => {
-                self.wait_or_failure()
-            }
-            State::Moved { id: mine, token: offered, .. }
-            | State::Released { id: mine, token: offered, .. }
-                if (mine, offered) == (id, token) =>
-            {
-                Answer::Done(Reply::Accepted)
-            }
-            _ => Answer::Refused(self.refusal(id)),
-        }
-    }
-
-    fn abort(&mut self, id: MigrationId) -> Answer {
-        match self.state {
-            State::Tracking { id: mine, .. } | State::Offering { id: mine, .. } if mine == id => {
-                self.end(Ending::Aborted);
-                Answer::Wait
-            }
-            State::InDoubt { id: mine, .. } if mine == id => {
-                self.withdraw(id, Ending::Aborted, Withdrawing::Record, true, true);
-                Answer::Wait
-            }
-            State::Withdrawing { id: mine, .. } if mine == id => self.wait_or_failure(),
-            State::Accepting { id: mine, .. }
-            | State::Moved { id: mine, .. }
-            | State::Released { id: mine, .. }
-                if mine == id =>
-            {
-                Answer::Refused(self.refusal(id))
-            }
-            _ if self.stale == Some(id) => self.wait_or_failure(),
-            _ => {
-                // A BEGIN that comes late must not begin anything.
-                if !self.ended.iter().any(|(ended, _)| *ended == id) {
-                    self.remember(id, Ending::Aborted);
-                }
-                Answer::Done(Reply::Aborted)
-            }
-        }
-    }
-
-    fn complete(&mut self, id: MigrationId, token: Token) -> Answer {
-        match &mut self.state {
-            State::Moved { id: mine, token: offered, step, .. } if (*mine, *offered) == (id, token) => {
-                match step {
-                    Moved::Keep => {}
-                    Moved::Serve => *step = Moved::Record,
-                    Moved::Record => return self.wait_or_failure(),
-                }
-                Answer::Wait
-            }
-            State::Released { id: mine, token: offered, .. } if (*mine, *offered) == (id, token) => {
-                Answer::Done(Reply::Completed)
-            }
-            State::InDoubt { id: mine, .. } | State::Accepting { id: mine, .. } if *mine == id => {
-                Answer::Refused(Refusal::OutOfTurn("it has to be accepted first"))
-            }
-            _ => Answer::Refused(self.refusal(id)),
-        }
-    }
-
-    /// Why what was asked about `id` cannot be.
-    fn refusal(&self, id: MigrationId) -> Refusal {
-        let over = self.ended.iter().find(|(ended, _)| *ended == id);
-        match &self.state {
-            State::Accepting { .. } | State::Moved { .. } => Refusal::Moved,
-            State::Released { .. } => Refusal::Released,
-            State::Withdrawing { id: mine, ending, .. } if *mine == id => Refusal::Ended(ending.clone()),
-            _ if let Some((_, ending)) = over => Refusal::Ended(ending.clone()),
-            State::Idle => Refusal::Unknown,
-            State::Tracking { id: mine, .. }
-            | State::Offering { id: mine, .. }
-            | State::InDoubt { id: mine, .. }
-            | State::Withdrawing { id: mine, .. }
-                if *mine != id =>
-            {
-                Refusal::Busy(*mine)
-            }
-            State::Tracking { .. } => Refusal::OutOfTurn("nothing was offered yet"),
-            _ => Refusal::OutOfTurn("the application is suspended already"),
-        }
-    }
-
-    fn wait_or_failure(&self) -> Answer {
-        match &self.failed {
-            Some(why) => Answer::Refused(Refusal::Failed(why.clone())),
-            None => Answer::Wait,
-        }
-    }
-
-    fn remember(&mut self, id: MigrationId, ending: Ending) {
-        if self.ended.len() == REMEMBERED {
-            self.ended.pop_front();
-        }
-        self.ended.push_back((id, ending));
-    }
-
-    /// Ends what is under way, at once or when the effect that is being carried out has ended.
-    fn end(&mut self, ending: Ending) {
-        if !self.under_way {
-            self.give_up(ending);
-        } else if self.ending.is_none() {
-            self.ending = Some(ending);
-        }
-    }
-
-    /// Undoes as much as there is to undo, before the offer was told.
-    fn give_up(&mut self, ending: Ending) {
-        match self.state {
-            State::Tracking { id, .. } => self.withdraw(id, ending, Withdrawing::Untrack, false, false),
-            State::Offering { id, step, .. } => {
-                let (suspended, frozen) = (step >= Offering::Suspend, step >= Offering::Freeze);
-                self.withdraw(id, ending, Withdrawing::Record, suspended, frozen);
-            }
-            _ => debug_assert!(false, "only what was not offered can be given up"),
-        }
-    }
-
-    fn withdraw(
-        &mut self,
-        id: MigrationId,
-        ending: Ending,
-        step: Withdrawing,
-        suspended: bool,
-        frozen: bool,
-    ) {
-        self.failed = None;
-        self.state = State::Withdrawing { id, ending, step, suspended, frozen };
-    }
-
-    /// What the state asks for.
-    fn wanted(&self) -> Option<OriginEffect> {
-        match self.state {
-            State::Idle => {
-                let id = self.stale?;
-                Some(OriginEffect::Record(OriginPhase::Withdrawn { id }))
-            }
-            State::Tracking { round: None, .. } => Some(OriginEffect::Track),
-            State::Tracking { round: Some(last), taking: true, .. } => {
-                Some(OriginEffect::TakeRound { number: last + 1 })
-            }
-            State::Tracking { .. } | State::InDoubt { .. } => None,
-            State::Offering { id, token, number, confirmed, step, .. } => Some(match step {
-                Offering::Record => OriginEffect::Record(OriginPhase::Offered { id, token }),
-                Offering::Suspend => OriginEffect::Suspend,
-                Offering::Freeze => OriginEffect::Freeze { number, confirmed },
-            }),
-            State::Withdrawing { id, step, .. } => Some(match step {
-                Withdrawing::Record => OriginEffect::Record(OriginPhase::Withdrawn { id }),
-                Withdrawing::Thaw => OriginEffect::Thaw,
-                Withdrawing::Resume => OriginEffect::Resume,
-                Withdrawing::Untrack => OriginEffect::Untrack,
-            }),
-            State::Accepting { id, token, .. } => {
-                Some(OriginEffect::Record(OriginPhase::Moved { id, token }))
-            }
-            State::Moved { id, token, step, .. } => match step {
-                Moved::Keep => Some(OriginEffect::Keep),
-                Moved::Serve => None,
-                Moved::Record => Some(OriginEffect::Record(OriginPhase::Released { id, token })),
-            },
-            State::Released { pending, .. } => pending.then_some(OriginEffect::Release),
-        }
-    }
-
-    /// What was wanted is done.
-    fn done(&mut self) {
-        match &mut self.state {
-            State::Idle => self.stale = None,
-            State::Tracking { round, taking, .. } => {
-                *round = Some(round.map_or(0, |last| last + 1));
-                *taking = false;
-            }
-            State::Offering { id, generation, token, number, step, .. } => match step {
-                Offering::Record => *step = Offering::Suspend,
-                Offering::Suspend => *step = Offering::Freeze,
-                Offering::Freeze => {
-                    let (id, generation, token) = (*id, *generation, *token);
-                    self.state = State::InDoubt { id, generation, token, number: Some(*number) };
-                }
-            },
-            State::InDoubt { .. } => {}
-            State::Withdrawing { .. } => self.withdrawn(),
-            State::Accepting { id, generation, token } => {
-                let (id, generation, token) = (*id, *generation, *token);
-                self.state = State::Moved { id, generation, token, step: Moved::Keep };
-            }
-            State::Moved { id, token, step, .. } => match step {
-                Moved::Keep | Moved::Serve => *step = Moved::Serve,
-                Moved::Record => self.state = State::Released { id: *id, token: *token, pending: true },
-            },
-            State::Released { pending, .. } => *pending = false,
-        }
-    }
-
-    /// A step of the withdrawal is done, or is to be tried again later.
-    fn withdrawn(&mut self) {
-        let State::Withdrawing { id, ending, step, suspended, frozen } = &mut self.state else {
-            return;
-        };
-        *step = match step {
-            Withdrawing::Record if *frozen => Withdrawing::Thaw,
-            Withdrawing::Record | Withdrawing::Thaw if *suspended => Withdrawing::Resume,
-            Withdrawing::Record | Withdrawing::Thaw | Withdrawing::Resume => Withdrawing::Untrack,
-            Withdrawing::Untrack => {
-                let (id, ending) = (*id, ending.clone());
-                self.remember(id, ending);
-                self.state = State::Idle;
-                return;
-            }
-        };
-    }
-
-    /// What was wanted is not done, or nobody knows.
-    fn not_done(&mut self, why: String) {
-        match &self.state {
-            State::Tracking { .. } | State::Offering { .. } => self.give_up(Ending::Failed(why)),
-            State::Withdrawing { id, step: Withdrawing::Record, .. } => {
-                self.stale = Some(*id);
-                self.withdrawn();
-            }
-            State::Moved { step: Moved::Keep, .. } => self.done(),
-            _ => self.failed = Some(why),
-        }
-    }
 }
 
 /// How many migrations that have ended are remembered, so that a request that was long on its way begins none anew.
 const REMEMBERED: usize = 16;
+
+#[cfg(test)]
+mod tests;

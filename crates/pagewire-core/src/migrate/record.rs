@@ -5,17 +5,18 @@
 //! | slot 0 | slot 1 |
 //! ```
 //!
-//! Each side has a *record* of its phase in a file of its own: two slots of 4096 bytes, written in turns, one write and
-//! one sync each; the one with the greater sequence number counts. A write that is torn leaves the other slot, which is the record before.
-//! A file in which nothing was ever whole tells of no migration. Two slots that were written and are damaged are an
-//! error: nobody knows then who the owner is.
+//! Each side has a *record* of its phase in a file of its own: two slots of 4096 bytes, written in turns, one
+//! write and one sync each; the one with the greater sequence number counts. A write that is torn leaves the
+//! other slot, which is the record before. A file in which nothing was ever whole tells of no migration. Two
+//! slots that were written and are damaged are an error: nobody knows then who the owner is.
 //!
-//! The next sequence number is taken when a record *is* durable, not when its write was tried: a write that failed is repeated in the
-//! same slot, since the other one holds the only record that is whole. It may say something else then.
+//! The next sequence number is taken when a record *is* durable, not when its write was tried: a write that
+//! failed is repeated in the same slot, since the other one holds the only record that is whole. It may say
+//! something else then.
 //!
-//! The destination keeps [`HomeSets`] besides, one for each region, from when it accepts until everything is at home:
-//! which pages the region's own store has durably, so that after a crash these are not pulled again over what the application
-//! has written to them since.
+//! The destination keeps [`HomeSets`] besides, one for each region, from when it accepts until everything is at
+//! home: which pages the region's own store has durably, so that after a crash these are not pulled again over
+//! what the application has written to them since.
 //!
 //! Numbers are little-endian. Slots end with the 64-bit xxh3 of what stands before it, as the blocks of the
 //! [`journal`](crate::journal) do.

@@ -1,9 +1,10 @@
 //! Two hosts with the real machines, and everything that can go wrong between them and within them.
 //!
-//! Each *seed* is one run. First comes chaos: one thing after another happens, at random: a program writes, or flushes; a message
-//! arrives, late, twice or not at all; the network is cut; an effect ends, or fails, having been done, or in part, or
-//! not; a process dies, with everything but what was durable, and what was being written torn; an operator
-//! has a say; somebody else asks for something. Then all is well again, and the run has to come to its end.
+//! Each *seed* is one run. First comes chaos: one thing after another happens, at random: a program writes, or
+//! flushes; a message arrives, late, twice or not at all; the network is cut; an effect ends, or fails, having
+//! been done, or in part, or not; a process dies, with everything but what was durable, and what was being
+//! written torn; an operator has a say; somebody else asks for something. Then all is well again, and the run
+//! has to come to its end.
 //!
 //! Pages hold numbers that never come twice, so that it is known of each page which write it should show. What is
 //! checked after every single step is in [`World::check`](world::World::check), what holds at the end in

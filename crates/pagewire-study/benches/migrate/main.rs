@@ -158,7 +158,7 @@ fn run_when(
     std::thread::sleep(warm);
     let before = application.progress()?;
     let address = application.address()?;
-    let mut moved = || -> Result<(Report, f64, f64, usize), Failure> {
+    let moved = || -> Result<(Report, f64, f64), Failure> {
         let home = Arc::new(MemoryStore::with_capacity(0, load.size));
         let options = DestinationOptions {
             goals,
@@ -176,11 +176,11 @@ fn run_when(
             mapping = Some(here);
             Ok(())
         })?;
-        Ok((destination.finish()?, running, ran_at, 0))
+        Ok((destination.finish()?, running, ran_at))
     };
-    let (report, running, ran_at, _) = match link {
+    let (report, running, ran_at) = match link {
         // Threads are where the thread is that starts them.
-        Some(link) => link.b().run(&mut moved)??,
+        Some(link) => link.b().run(moved)??,
         None => moved()?,
     };
     let after = application.progress()?;

@@ -79,6 +79,11 @@ impl Features {
         self.0 == 0
     }
 
+    /// The kernel's names of those that have one here.
+    pub fn names(self) -> impl Iterator<Item = &'static str> {
+        Features::NAMES.iter().filter(move |(_, feature)| self.contains(*feature)).map(|(name, _)| *name)
+    }
+
     /// The features of either set.
     #[must_use]
     pub const fn union(self, other: Features) -> Features {

@@ -42,6 +42,17 @@ pub struct Uffd {
     own: bool,
 }
 
+/// What each way to open a userfaultfd answers: the features of the kernel, or why not.
+#[derive(Debug)]
+pub struct Ways {
+    /// The system call, for faults of the kernel, too.
+    pub call: io::Result<Features>,
+    /// `/dev/userfaultfd`.
+    pub device: io::Result<Features>,
+    /// The system call, for faults of programs alone.
+    pub user_mode: io::Result<Features>,
+}
+
 /// How a descriptor is opened. It is always close-on-exec.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct OpenFlags {
@@ -94,6 +105,17 @@ impl Uffd {
     pub fn available(flags: OpenFlags) -> io::Result<Features> {
         let (fd, _) = open_descriptor(flags)?;
         handshake(&fd, Features::NONE)
+    }
+
+    /// Tries each way by itself, and asks for the features by each.
+    pub fn ways() -> Ways {
+        let features = |fd: io::Result<OwnedFd>| fd.and_then(|fd| handshake(&fd, Features::NONE));
+        let user_mode = raw::UFFD_USER_MODE_ONLY as libc::c_int;
+        Ways {
+            call: features(open_by_call(libc::O_CLOEXEC)),
+            device: features(open_by_device(libc::O_CLOEXEC)),
+            user_mode: features(open_by_call(libc::O_CLOEXEC | user_mode)),
+        }
     }
 
     /// Takes a descriptor that another process made, and did the handshake of.
@@ -212,15 +234,11 @@ fn range(start: usize, len: usize) -> raw::uffdio_range {
 /// A descriptor without its handshake, and whether it is for user mode only.
 fn open_descriptor(flags: OpenFlags) -> io::Result<(OwnedFd, bool)> {
     let common = libc::O_CLOEXEC | if flags.nonblocking { libc::O_NONBLOCK } else { 0 };
-    let by_call = |flags: libc::c_int| {
-        // SAFETY: the call takes flags only and returns a new descriptor.
-        unsafe { new_descriptor(|| libc::syscall(libc::SYS_userfaultfd, flags) as libc::c_int) }
-    };
-    let user_mode = || by_call(common | raw::UFFD_USER_MODE_ONLY as libc::c_int);
+    let user_mode = || open_by_call(common | raw::UFFD_USER_MODE_ONLY as libc::c_int);
     if flags.user_mode_only {
         return Ok((user_mode()?, true));
     }
-    let call_error = match by_call(common) {
+    let call_error = match open_by_call(common) {
         Ok(fd) => return Ok((fd, false)),
         Err(error) => error,
     };
@@ -237,6 +255,11 @@ fn open_descriptor(flags: OpenFlags) -> io::Result<(OwnedFd, bool)> {
             ),
         )),
     }
+}
+
+fn open_by_call(flags: libc::c_int) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes flags only and returns a new descriptor.
+    unsafe { new_descriptor(|| libc::syscall(libc::SYS_userfaultfd, flags) as libc::c_int) }
 }
 
 fn open_by_device(flags: libc::c_int) -> io::Result<OwnedFd> {

@@ -120,6 +120,11 @@ impl Region {
         !self.store.info().writable
     }
 
+    /// Whether what is flushed outlives the process that has the region's store.
+    pub fn is_durable(&self) -> bool {
+        self.store.is_durable()
+    }
+
     /// Which bytes differ, at most, between the epoch `since` and the newest; none where that is not
     /// known.
     pub fn changes(&self, since: u64) -> Option<Vec<ByteRange>> {

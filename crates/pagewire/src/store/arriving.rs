@@ -100,9 +100,9 @@ impl Arriving {
         self.pages.absent(self.home.stage())
     }
 
-    /// What of the region has not arrived at home, where it is durable: nothing else counts after a crash.
+    /// Whether all of it is durable at home.
     #[cfg(test)]
-    pub(crate) fn is_durable(&self) -> bool {
+    pub(crate) fn is_settled(&self) -> bool {
         self.pages.is_durable(self.home.stage())
     }
 
@@ -307,6 +307,10 @@ impl Store for Arriving {
             return done(Ok(self.info()));
         }
         done(self.flush_home(stage, Some(number)));
+    }
+
+    fn is_durable(&self) -> bool {
+        self.home.is_durable()
     }
 
     fn stage(&self) -> Stage {

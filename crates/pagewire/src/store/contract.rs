@@ -83,6 +83,11 @@ pub trait Store: Send + Sync {
     /// one failure after which that is open is a lost connection; [`Store::stage`] tells then.
     fn flush(&self, flush: Flush);
 
+    /// Whether what is flushed outlives the process that has the store, so that a flush costs something.
+    fn is_durable(&self) -> bool {
+        true
+    }
+
     /// Which stage the store is at, as far as it is known here.
     fn stage(&self) -> Stage {
         Stage { length: self.info().length, ..Stage::default() }

@@ -316,6 +316,10 @@ impl Store for MemoryStore {
         (flush.done)(Ok(info));
     }
 
+    fn is_durable(&self) -> bool {
+        false
+    }
+
     fn stage(&self) -> Stage {
         let state = self.lock();
         let length = state.staged.as_ref().map_or(state.current.length, |staged| staged.length);

@@ -18,6 +18,19 @@ pub enum Next {
     Abort,
 }
 
+impl Next {
+    /// The name in JSON and in logs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pull => "pull",
+            Self::Round => "round",
+            Self::Switch(Last::Send) => "switch-send",
+            Self::Switch(Last::Leave) => "switch-leave",
+            Self::Abort => "abort",
+        }
+    }
+}
+
 /// What is done about what is missing at the switch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Last {
@@ -51,6 +64,13 @@ pub enum Reason {
     WithinGoal {
         /// What was asked for.
         goal: Duration,
+    },
+    /// What a switch takes besides bytes is more than was asked for.
+    OutOfReach {
+        /// What was asked for.
+        goal: Duration,
+        /// What it takes at least.
+        least: Duration,
     },
     /// The downtime is about as short as it can be.
     Shortest {
@@ -124,6 +144,10 @@ impl fmt::Display for Reason {
                 write!(f, "{rounds} rounds brought nothing, which may have been a burst")
             }
             Self::WithinGoal { goal } => write!(f, "the downtime is within the {goal:?} that were asked for"),
+            Self::OutOfReach { goal, least } => write!(
+                f,
+                "suspending and resuming alone take {least:.1?}, and a downtime of {goal:?} was asked for"
+            ),
             Self::Shortest { bytes } => {
                 write!(f, "the downtime is as short as it can be: another round would leave {}", Bytes(bytes))
             }

@@ -61,6 +61,6 @@ pub struct Goals {
     pub max_downtime: Option<Duration>,
     /// When everything should be at the destination, from the beginning of the migration.
     pub deadline: Option<Duration>,
-    /// How many bytes may be sent in all. Where each byte has to be sent once at least, this cannot be below the regions'.
+    /// How many bytes may be sent in all. Each is sent once at least, whatever is said here.
     pub max_bytes: Option<u64>,
 }

@@ -275,6 +275,22 @@ fn a_downtime_that_was_asked_for_ends_it_as_soon_as_it_can_be_had() {
 }
 
 #[test]
+fn a_downtime_that_nothing_can_bring_about_is_refused_or_taken_for_the_shortest() {
+    let (link, writer) = (|_| 1e9, hot(100.0 * MB, 64));
+    let run = |mode| {
+        let goals = Goals { mode, max_downtime: Some(Duration::from_micros(500)), ..Goals::default() };
+        Model { goals, size: 64 * MIB, round_trip: ms(2), link: &link, writer: &writer }.run()
+    };
+    let refused = run(Mode::PreCopy);
+    assert_eq!(refused.end, Next::Abort);
+    let text = "suspending and resuming alone take 2.0ms, and a downtime of 500µs was asked for";
+    assert_eq!(refused.reason.to_string(), text);
+    let shortest = run(Mode::Auto);
+    assert_eq!(shortest.end, Next::Switch(Last::Send), "{shortest:?}");
+    assert!(shortest.downtime <= ms(6), "{shortest:?}");
+}
+
+#[test]
 fn post_copy_sends_each_byte_once() {
     let goals = Goals { mode: Mode::PostCopy, ..Goals::default() };
     let (link, writer) = (|_| 1e9, hot(100.0 * MB, 64));

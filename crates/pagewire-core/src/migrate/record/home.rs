@@ -1,23 +1,25 @@
 //! Which pages of a region the destination has at home durably, while the rest is still at the origin.
 //!
-//! What is at home must never be pulled again: the application may have written to it since. And what is not must be
-//! pulled. The sets change with each flush of the region's own store, and the two cannot be made durable as one. So before a flush a
-//! file is written that holds the set for the epoch that the store is at, and the set for the epoch that the flush will make; after
-//! a crash the one that matches the store's epoch counts. If neither does, nobody knows, and that is an error.
+//! What is at home must never be pulled again: the application may have written to it since. And what is not
+//! must be pulled. The sets change with each flush of the region's own store, and the two cannot be made
+//! durable as one. So before a flush a file is written that holds the set for the epoch that the store is at,
+//! and the set for the epoch that the flush will make; after a crash the one that matches the store's epoch
+//! counts. If neither does, nobody knows, and that is an error.
 //!
-//! From when the record *Accepted* is written for the first time until another record is durable in its place, each flush of the store
-//! has to be announced in this way, also while the record is in doubt, and none may be under way when that begins. Else the store may be
-//! found at an epoch that is in no list. What the application writes over a page that is at home leaves that page in the set: it is
-//! at home as it was flushed.
+//! From when the record *Accepted* is written for the first time until another record is durable in its place,
+//! each flush of the store has to be announced in this way, also while the record is in doubt, and none may be
+//! under way when that begins. Else the store may be found at an epoch that is in no list. What the application
+//! writes over a page that is at home leaves that page in the set: it is at home as it was flushed.
 //!
 //! ```text
 //! "PWMIGHOM", u32 version, 16 bytes migration, 16 bytes region, u64 sequence, u64 pages, u64 epoch, u64 next epoch,
 //! the set of the epoch, the set of the next epoch, u64 xxh3 of everything before
 //! ```
 //!
-//! A set is a sequence of *sections* of 32,768 pages. Each begins with a byte: 0 none, 1 all, 2 a `u16` count and as many
-//! runs (`u16` first page, `u16` pages less one), 3 a bit a page, 4 (in the second set alone) as in the first. The shortest
-//! is chosen, so that a set is never longer than an eighth of a byte a page, and a byte a section.
+//! A set is a sequence of *sections* of 32,768 pages. Each begins with a byte: 0 none, 1 all, 2 a `u16` count
+//! and as many runs (`u16` first page, `u16` pages less one), 3 a bit a page, 4 (in the second set alone) as in
+//! the first. The shortest is chosen, so that a set is never longer than an eighth of a byte a page, and a byte
+//! a section.
 
 use std::ops::Range;
 
@@ -96,8 +98,8 @@ impl HomeSets {
         bytes
     }
 
-    /// The sets of this migration and this region of so many pages. What is allocated is bounded by the number of pages,
-    /// whatever the bytes say.
+    /// The sets of this migration and this region of so many pages. What is allocated is bounded by the number
+    /// of pages, whatever the bytes say.
     ///
     /// # Errors
     /// [`HomeError`], but for [`HomeError::Epoch`].
@@ -128,8 +130,8 @@ impl HomeSets {
         Ok(Self { id, region, sequence, epoch, pages: first, next_epoch, next_pages: second })
     }
 
-    /// The newer of two copies, of which one may have been torn. Both are as [`HomeSets::decode`] takes them; one that was
-    /// never written is empty.
+    /// The newer of two copies, of which one may have been torn. Both are as [`HomeSets::decode`] takes them;
+    /// one that was never written is empty.
     ///
     /// # Errors
     /// As [`HomeSets::decode`], where neither is whole.

@@ -195,7 +195,9 @@ proptest! {
 
     /// Whoever can write the file can make the hash fit: then it is read, or refused, and never more than that.
     #[test]
-    fn forged_home_sets_do_no_harm(sets in sets(), edits in prop::collection::vec((any::<u64>(), any::<u8>()), 1..5)) {
+    fn forged_home_sets_do_no_harm(
+        sets in sets(), edits in prop::collection::vec((any::<u64>(), any::<u8>()), 1..5),
+    ) {
         let pages = sets.pages.len();
         let mut bytes = sets.encode();
         let end = bytes.len() - 8;
@@ -210,7 +212,9 @@ proptest! {
     }
 
     #[test]
-    fn bytes_from_anywhere_are_no_home_sets(bytes in prop::collection::vec(any::<u8>(), 0..300), pages in 0u64..1 << 40) {
+    fn bytes_from_anywhere_are_no_home_sets(
+        bytes in prop::collection::vec(any::<u8>(), 0..300), pages in 0u64..1 << 40,
+    ) {
         prop_assert_eq!(decode(&bytes, pages), Err(HomeError::Damaged));
     }
 }

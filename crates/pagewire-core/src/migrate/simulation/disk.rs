@@ -46,8 +46,8 @@ impl Slots {
         Self { slots: [[0; BLOCK]; 2], sequence: 0, found: None }
     }
 
-    /// Writes what `encode` makes of the next sequence. A slot whose write has failed is written again, since the other
-    /// one holds the record before.
+    /// Writes what `encode` makes of the next sequence. A slot whose write has failed is written again, since
+    /// the other one holds the record before.
     fn write(&mut self, random: &mut Random, fails: bool, encode: impl FnOnce(u64) -> [u8; BLOCK]) {
         let sequence = self.sequence + 1;
         let new = encode(sequence);

@@ -49,7 +49,8 @@ impl World {
             85..91 => self.flush_b(failures),
             91..95 => self.decide(),
             95..97 => self.lose(),
-            97 => self.retry(),
+            97 if self.random.chance(50) => self.retry(),
+            97 => self.reopen(),
             98 => self.start(),
             _ => !self.well && self.begin(),
         }
@@ -263,6 +264,21 @@ impl World {
         true
     }
 
+    /// A connection was lost and is made again, which begins with BEGIN, whatever else is under way.
+    fn reopen(&mut self) -> bool {
+        let phases = [Phase::Copying, Phase::Switching, Phase::Held, Phase::PostCopy];
+        let Some(machine) = self.b.process.as_ref().and_then(|process| process.machine.as_ref()) else {
+            return false;
+        };
+        if self.well || !phases.contains(&machine.phase()) {
+            return false;
+        }
+        let request = Request::Begin { id: machine.id() };
+        self.note("destination comes back", request);
+        self.send(Message::Ask(request));
+        true
+    }
+
     fn start(&mut self) -> bool {
         let down = (self.a.process.is_none(), self.b.process.is_none());
         if down.0 {
@@ -362,9 +378,10 @@ impl World {
 
     /// A request that nobody has sent, or long ago.
     fn strange(&mut self) -> bool {
-        let current = self.b.process.as_ref().and_then(|process| Some(process.machine.as_ref()?.id()));
-        let id = match self.random.pick(&self.ids) {
-            Some(id) if self.random.chance(70) && Some(id) != current => id,
+        // The newest may be under way, and nobody else knows its id.
+        let old = self.ids.len().saturating_sub(1);
+        let id = match self.random.pick(&self.ids[..old]) {
+            Some(id) if self.random.chance(70) => id,
             _ => MigrationId([self.random.draw(3) as u8; 16]),
         };
         let (generation, number, token) =

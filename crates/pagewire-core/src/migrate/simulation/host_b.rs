@@ -239,8 +239,8 @@ impl HostB {
             }
             return flush.pages.iter().filter(|_| owner).map(|(page, value, _)| (*page, *value)).collect();
         }
-        // The record may say Accepted from when that is written until another one is durable: the sets that belong to it
-        // have to be those of the store's epoch all the while.
+        // The record may say Accepted from when that is written until another one is durable: the sets that
+        // belong to it have to be those of the store's epoch all the while.
         let accepting =
             matches!(process.effect, Some(DestinationEffect::Record(DestinationPhase::Accepted { .. })));
         if accepting || matches!(machine.phase(), Phase::Aborting | Phase::Ousted) {

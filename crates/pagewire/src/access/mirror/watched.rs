@@ -4,8 +4,10 @@
 //! set when the bytes are read, not when they are found changed: so it is that of what the region gets, whatever becomes
 //! of the page in between, and a page that is another one by then is found changed the next time.
 //!
-//! The file is read through the kernel, in pieces that stay in the nearest caches: what others map and write to is no
-//! memory of ours, and a file that is cut ends a read, not this process.
+//! The file is mapped, and each page copied to the nearest cache to be hashed there: what others map and write to is no memory of
+//! ours, so that no reference to it is made; and a file that is cut ends a copy, not this process. What cannot be had from the
+//! mapping, and files that are not to be mapped, are read through the kernel. That is right as well, but a third of
+//! the speed: it looks each page up, where a mapping has it in a table.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -17,6 +19,8 @@ use std::time::{Duration, Instant};
 use pagewire_core::chunk::{ByteRange, PAGE_SIZE};
 use pagewire_core::delta::{self, Node, Scheme};
 use pagewire_sys::file;
+use pagewire_sys::file_mapping::FileMapping;
+use pagewire_sys::mapping::Protection;
 
 use crate::engine::LocalCopy;
 use crate::error::{Error, ErrorKind, Result};
@@ -41,6 +45,8 @@ pub(super) struct Watched {
 
 struct State {
     file: Arc<File>,
+    /// As much of it as is mirrored; none where it is not to be mapped.
+    mapping: Option<FileMapping>,
     /// Device and inode.
     identity: (u64, u64),
     /// The length that is mirrored, in bytes.
@@ -58,6 +64,7 @@ impl Watched {
         let threads = threads.or_else(|| std::thread::available_parallelism().ok().map(usize::from));
         let state = State {
             file: Arc::new(file),
+            mapping: None,
             identity,
             length,
             leaves: vec![UNKNOWN; pages(length)],
@@ -106,7 +113,7 @@ impl Watched {
         }
         let (file, identity) = open(path)?;
         let mut state = self.lock();
-        (state.file, state.identity) = (Arc::new(file), identity);
+        (state.file, state.mapping, state.identity) = (Arc::new(file), None, identity);
         Ok(true)
     }
 
@@ -144,6 +151,7 @@ impl Watched {
     /// Takes the hashes of the file as it is for those of what is at the region.
     pub(super) fn hash_all(&self) -> Result<()> {
         let mut state = self.lock();
+        state.map();
         for (first, found) in self.pass(&state)? {
             state.leaves[first..first + found.len()].copy_from_slice(&found);
         }
@@ -213,15 +221,16 @@ impl Watched {
             }
         };
         let mut at = piece.start;
+        let most = if state.mapping.is_some() { PAGE_SIZE } else { READ as u64 };
         for extent in data.iter().take_while(|extent| extent.start < piece.end) {
             // Of a page that is in part a hole, all is read.
             let data = extent.intersect(piece).align_out(PAGE_SIZE);
             let data = ByteRange::new(data.start.max(at), data.end.max(at));
             (at / PAGE_SIZE..data.start / PAGE_SIZE).for_each(|page| note(page as usize, Node::ZERO));
-            for part in data.split(READ as u64) {
+            for part in data.split(most) {
                 let length = (part.end.min(state.length) - part.start) as usize;
                 let bytes = &mut buffer[..length];
-                read(&state.file, part.start, bytes)?;
+                state.load(part.start, bytes)?;
                 let first = (part.start / PAGE_SIZE) as usize;
                 bytes.chunks(PAGE).enumerate().for_each(|(n, page)| note(first + n, self.scheme.leaf(page)));
             }
@@ -229,6 +238,27 @@ impl Watched {
         }
         (at / PAGE_SIZE..piece.end.div_ceil(PAGE_SIZE)).for_each(|page| note(page as usize, Node::ZERO));
         Ok(())
+    }
+}
+
+impl State {
+    /// Maps as much of the file as is mirrored, unless that is done. Where it cannot be mapped, it is read.
+    fn map(&mut self) {
+        if self.mapping.as_ref().is_some_and(|mapping| mapping.len() as u64 == self.length) {
+            return;
+        }
+        self.mapping = file::is_mapped_as_read(self.file.as_fd())
+            .ok()
+            .filter(|may| *may)
+            .and_then(|_| FileMapping::new(self.file.as_fd(), self.length as usize, Protection::Read).ok());
+    }
+
+    /// Copies bytes of the file, as [`read`] does.
+    fn load(&self, at: u64, bytes: &mut [u8]) -> std::io::Result<()> {
+        // What is not in the mapping is none.
+        let load = |mapping: &FileMapping| mapping.load_available(at as usize, bytes).ok();
+        let got = self.mapping.as_ref().and_then(load).unwrap_or(0);
+        read(&self.file, at + got as u64, &mut bytes[got..])
     }
 }
 
@@ -324,6 +354,7 @@ impl LocalCopy for Watched {
     fn take_dirty(&self, ranges: &mut Vec<ByteRange>) -> Result<()> {
         let started = Instant::now();
         let mut state = self.lock();
+        state.map();
         for (first, found) in self.pass(&state)? {
             ByteRange::of_pages(first as u64..(first + found.len()) as u64).append_to(ranges);
         }

@@ -53,8 +53,16 @@ impl Live for WritableMapping {
         self.pusher.take_tracked(pages)
     }
 
+    fn prepare(&self) -> Result<()> {
+        // So that there is little left to be flushed when it is frozen.
+        self.freeze()
+    }
+
     fn freeze(&self) -> Result<()> {
-        Ok(())
+        match self.region().is_durable() {
+            true => self.flush().map(drop),
+            false => Ok(()),
+        }
     }
 
     fn thaw(&self) {}

@@ -41,8 +41,18 @@ pub trait Live: Send + Sync {
     /// Whatever keeps changes from being found; nothing is lost, the next call answers them.
     fn take_written(&self, pages: &mut BitSet) -> Result<()>;
 
+    /// The application is about to be suspended: does what can be done before that.
+    ///
+    /// # Errors
+    ///
+    /// Whatever will keep it from being frozen; the migration is given up then.
+    fn prepare(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// The application is suspended: all that it has written is found and read from now on, and nothing more is
-    /// written until [`Live::thaw`]. Where it can be refused, it is.
+    /// written until [`Live::thaw`]. Where it can be refused, it is. Where the region's own store outlives this process, what is
+    /// frozen does, too.
     ///
     /// # Errors
     ///

@@ -456,6 +456,7 @@ impl Inner {
             OriginEffect::TakeRound { .. } => regions.try_for_each(Outgoing::take_set),
             OriginEffect::Record(phase) => self.record.as_ref().map_or(Ok(()), |record| record.write(*phase)),
             OriginEffect::Suspend => {
+                regions.try_for_each(|region| region.live.prepare())?;
                 self.lock().suspended = Some(Instant::now());
                 self.application.suspend()
             }

@@ -164,7 +164,7 @@ proptest! {
         }
         prop_assert!(both.arriving.absent().is_empty());
         both.apply(&Step::Flush);
-        prop_assert!(both.arriving.is_durable());
+        prop_assert!(both.arriving.is_settled());
         both.arriving.complete();
         both.origin.write_bytes(0, &[0xee; CAPACITY as usize]).unwrap();
         both.check(ByteRange::new(0, both.now.len() as u64));

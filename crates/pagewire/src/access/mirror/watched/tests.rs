@@ -117,3 +117,49 @@ fn another_file_at_the_path_is_compared_with_what_was_pushed() {
     assert_eq!(watched.reopen(file.path()).unwrap_err().kind(), ErrorKind::NotFound);
     assert_eq!(changed(&watched).len(), 1, "what is open is read still");
 }
+
+#[test]
+fn a_file_that_is_cut_under_its_mapping_is_zeroes_from_there_on() {
+    // Of a file system that may be mapped, whatever there is for temporary files.
+    let file = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
+    file.as_file().write_all_at(&[5; 8 * PAGE], 0).unwrap();
+    let watched = Watched::open(file.path(), SCHEME, Some(2)).unwrap();
+    read_all(&watched);
+    assert!(changed(&watched).is_empty());
+    assert!(watched.lock().mapping.is_some());
+    // Where data is asked for before the cut, and read after it.
+    for (length, extent) in [(3 * PAGE_SIZE + 10, 8), (0, 8)] {
+        file.as_file().set_len(length).unwrap();
+        let (state, mut found) = (watched.lock(), Vec::new());
+        let piece = ByteRange::new(0, 8 * PAGE_SIZE);
+        let data = [ByteRange::of_pages(0..extent)];
+        watched.hash(&state, piece, &data, &mut vec![0; READ], &mut found).unwrap();
+        let mut torn = vec![0; PAGE];
+        torn[..10].fill(5);
+        let first = (length / PAGE_SIZE) as usize;
+        let (from, nodes) = &found[0];
+        assert_eq!((*from, nodes.len(), found.len()), (first, 8 - first, 1));
+        let expected = if length > 0 { SCHEME.leaf(&torn) } else { Node::ZERO };
+        assert_eq!(nodes[0], expected);
+        assert!(nodes[1..].iter().all(|node| *node == Node::ZERO));
+    }
+}
+
+#[test]
+fn a_file_that_is_cut_again_and_again_while_it_is_hashed_ends_nothing() {
+    let (file, watched) = watched(&vec![5; 512 * PAGE], 2);
+    read_all(&watched);
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                file.as_file().set_len(7 * PAGE_SIZE).unwrap();
+                file.as_file().write_all_at(&vec![5; 505 * PAGE], 7 * PAGE_SIZE).unwrap();
+            }
+        });
+        let rounds: Vec<_> = (0..50).map(|_| changed(&watched)).collect();
+        stop.store(true, Ordering::Relaxed);
+        assert!(rounds.iter().flatten().all(|range| range.start >= 7 * PAGE_SIZE), "the rest is as it was");
+    });
+    assert!(changed(&watched).is_empty(), "it is all there again");
+}

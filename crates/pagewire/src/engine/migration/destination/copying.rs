@@ -160,7 +160,8 @@ impl Inner {
             (None, None) => {}
         }
         if self.moved() - started >= SETTLED {
-            self.settle()?;
+            let durable = self.incoming().iter().filter(|one| one.arriving.home().is_durable());
+            durable.map(|one| one.arriving.settle()).collect::<Result<Vec<_>>>()?;
         }
         Ok(None)
     }
