@@ -254,10 +254,14 @@ impl Inner {
 
     /// Gives the migration up for this reason, and waits until that is durable, and the origin was told once.
     pub(super) fn give_up(&self, error: &Error) {
+        // Where it is over already, the error says so.
+        let was_over = self.failure().is_some();
         let given_up = self.with(|machine| machine.handle_abort(Cause::Decided(error.to_string())));
         if given_up.is_ok() {
             let mut state = self.lock();
-            state.error = Some(error.clone());
+            if !was_over {
+                state.error = Some(error.clone());
+            }
             let deadline = Instant::now() + LAST_WORDS;
             while !state.machine.is_finished() && !state.closed && Instant::now() < deadline {
                 state = self.wait(state, Some(deadline));
@@ -308,7 +312,23 @@ impl Inner {
     /// Everything is here, and durable: the origin is told, and not needed any more.
     pub(super) fn everything_is_home(&self) -> Result<()> {
         self.with(machine::Destination::handle_everything_home).map_err(|_| not_now())?;
-        self.wait_for(|state| (state.machine.phase() == Phase::Completed).then_some(()))?;
+        let deadline = Instant::now() + self.options.remote.patience;
+        let mut state = self.lock();
+        while state.machine.phase() != Phase::Completed {
+            if let Some(error) = state.over() {
+                return Err(error);
+            }
+            if state.closed {
+                return Err(not_now());
+            }
+            if Instant::now() >= deadline {
+                let text =
+                    "everything is here, but the origin cannot be told; it is told when it is there again";
+                return Err(Error::new(ErrorKind::Unavailable, text));
+            }
+            state = self.wait(state, Some(deadline));
+        }
+        drop(state);
         for (index, one) in self.incoming().iter().enumerate() {
             one.arriving.complete();
             if let Some(record) = &self.record {
