@@ -13,6 +13,9 @@ use std::time::{Duration, Instant};
 use pagewire_sys::event::{PollItem, poll};
 use pagewire_sys::net::NetNamespace;
 
+/// How long a process that was asked something may take: one that has been stopped is not waited for.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// A server process, which is ended when this is dropped.
 pub(crate) struct Child {
     process: std::process::Child,
@@ -113,7 +116,7 @@ impl Child {
     /// Where it has ended.
     pub(crate) fn cpu(&mut self) -> io::Result<Duration> {
         self.say("")?;
-        let nanoseconds = self.line()?.parse().map_err(io::Error::other)?;
+        let nanoseconds = self.hear(PATIENCE)?.parse().map_err(io::Error::other)?;
         Ok(Duration::from_nanos(nanoseconds))
     }
 
