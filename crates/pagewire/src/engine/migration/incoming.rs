@@ -14,7 +14,7 @@ use crate::store::arriving::{Arriving, Filling};
 use crate::store::{Read, RemoteStore, Store, StreamRequest, Urgency};
 
 /// The pause before something that has failed is tried again.
-const PAUSE: Duration = Duration::from_millis(20);
+pub(super) const PAUSE: Duration = Duration::from_millis(20);
 
 /// Up to so many bytes, pages are asked for by a read: it has no flow to be set up.
 const SHORT: u64 = 4 << 20;
@@ -144,40 +144,19 @@ fn ordered(first: &[ByteRange], absent: Vec<ByteRange>) -> Vec<ByteRange> {
     if first.is_empty() {
         return absent;
     }
-    let mut rest = absent;
     let mut ordered = Vec::new();
-    let sorted = ByteRange::union(first.to_vec());
-    if first.windows(2).all(|pair| pair[0].start < pair[1].start) {
-        // In order already: what is absent is, too.
-        let covered = intersection(&rest, &sorted);
-        let behind = difference(&rest, &sorted);
-        return covered.into_iter().chain(behind).collect();
-    }
     for range in first {
-        let start = rest.partition_point(|absent| absent.end <= range.start);
+        let start = absent.partition_point(|absent| absent.end <= range.start);
         ordered.extend(
-            rest[start..]
+            absent[start..]
                 .iter()
                 .take_while(|absent| absent.start < range.end)
                 .map(|absent| absent.intersect(*range))
                 .filter(|range| !range.is_empty()),
         );
     }
-    rest = difference(&rest, &sorted);
-    ordered.extend(rest);
+    ordered.extend(difference(&absent, &ByteRange::union(first.to_vec())));
     ordered
-}
-
-/// What both have; both are in order, and apart.
-fn intersection(one: &[ByteRange], two: &[ByteRange]) -> Vec<ByteRange> {
-    let mut both = Vec::new();
-    let mut from = 0;
-    for range in one {
-        from += two[from..].partition_point(|other| other.end <= range.start);
-        let overlapping = two[from..].iter().take_while(|other| other.start < range.end);
-        both.extend(overlapping.map(|other| other.intersect(*range)));
-    }
-    both
 }
 
 /// What `one` has and `two` has not; both are in order, and apart.

@@ -9,11 +9,8 @@ use pagewire_core::migrate::{
 };
 use serde::Serialize;
 
-use super::record::{DestinationFile, OriginFile};
+use super::record::{DestinationFile, OriginFile, SLOT};
 use crate::error::{Error, ErrorKind, Result};
-
-/// The length of a slot of a record, in bytes.
-const SLOT: usize = 4096;
 
 /// Which side of a migration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

@@ -17,7 +17,7 @@ use pagewire_core::migrate::{
 use crate::error::{Error, ErrorKind, Result};
 
 /// The length of a slot, in bytes.
-const SLOT: usize = 4096;
+pub(super) const SLOT: usize = pagewire_core::journal::BLOCK;
 
 /// Two slots, written in turns.
 struct Slots {

@@ -26,6 +26,16 @@ const SETTLED: u64 = 16 << 20;
 /// How often the origin is asked how much is written, while something long is pulled.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// What a look has shown, of all regions.
+pub(super) struct Looked {
+    /// How many bytes they have.
+    pub(super) length: u64,
+    /// How many bytes of pages were written since the last look.
+    pub(super) written: u64,
+    /// How long ago that was.
+    pub(super) time: Duration,
+}
+
 impl Inner {
     /// Copies until the application is suspended, what has to be here is here, and it is to be accepted.
     pub(super) fn copy(&self) -> Result<()> {
@@ -39,7 +49,7 @@ impl Inner {
         controller.handle_round_trip(self.incoming()[0].origin.round_trip());
         controller.handle_begun(began.elapsed());
         if goals.mode != Mode::PostCopy {
-            self.look(&mut controller, began)?;
+            self.look_for(&mut controller, began)?;
         }
         let mut last = began.elapsed();
         loop {
@@ -108,17 +118,24 @@ impl Inner {
         self.incoming().iter().map(|one| one.moved()).sum()
     }
 
-    /// Asks how much is written, and how long the regions are.
-    fn look(&self, controller: &mut Controller, began: Instant) -> Result<()> {
-        let (mut written, mut time) = (0, Duration::ZERO);
+    /// Asks how long the regions are, and how much was written since this was asked last.
+    pub(super) fn look(&self) -> Result<Looked> {
+        let mut looked = Looked { length: 0, written: 0, time: Duration::ZERO };
         for one in self.incoming() {
             let answer = one.step(MigrateStep::Look)?;
             // What is new of a longer one is in the next set.
             one.arriving.resize(answer.length)?;
-            written += answer.written;
-            time = time.max(Duration::from_micros(answer.micros));
+            looked.length += answer.length;
+            looked.written += answer.written;
+            looked.time = looked.time.max(Duration::from_micros(answer.micros));
         }
-        controller.handle_look(began.elapsed(), written, time);
+        Ok(looked)
+    }
+
+    /// Looks, and tells the controller.
+    fn look_for(&self, controller: &mut Controller, began: Instant) -> Result<()> {
+        let looked = self.look()?;
+        controller.handle_look(began.elapsed(), looked.written, looked.time);
         Ok(())
     }
 
@@ -137,7 +154,7 @@ impl Inner {
             if now - *looked > LOOK {
                 *looked = now;
                 // What cannot be asked now is asked later.
-                let _ = self.look(controller, began);
+                let _ = self.look_for(controller, began);
             }
             if decision.is_none() {
                 *decision = controller.interrupt(began.elapsed(), self.missing(), 0);

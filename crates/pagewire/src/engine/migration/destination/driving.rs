@@ -18,14 +18,11 @@ use super::report::{Report, Times};
 use super::{DestinationOptions, not_now};
 use crate::address::RegionAddress;
 use crate::engine::Region;
-use crate::engine::migration::incoming::{Incoming, is_passing};
+use crate::engine::migration::incoming::{Incoming, PAUSE, is_passing};
 use crate::engine::migration::record::{DestinationFile, SetsFile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::arriving::{Arriving, Keeper};
 use crate::store::{self, RemoteStore, Store};
-
-/// The pause before a lost request is made again.
-const PAUSE: Duration = Duration::from_millis(20);
 
 /// How long to wait before what has failed is tried again.
 const AGAIN: Duration = Duration::from_secs(1);

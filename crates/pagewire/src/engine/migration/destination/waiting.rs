@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use pagewire_core::migrate::moment::{Moment, Plan, STEP, Verdict, Why};
-use pagewire_core::wire::MigrateStep;
 
+use super::copying::Looked;
 use super::driving::Inner;
 use super::report::Saved;
 use super::{When, not_now};
@@ -21,7 +21,7 @@ impl Inner {
     pub(super) fn wait_for_moment(&self) -> Result<()> {
         let When::Best { within } = self.options.when else { return Ok(()) };
         let started = Instant::now();
-        let (mut region, mut written) = self.look_once()?;
+        let Looked { length: mut region, mut written, .. } = self.look()?;
         let mut plan = Plan {
             region,
             working_set: region,
@@ -48,7 +48,7 @@ impl Inner {
             let Some(until) = verdict else { break };
             let pause = STEP.min(until.saturating_sub(now)).max(Duration::from_millis(1));
             self.rest(pause)?;
-            (region, written) = self.look_once()?;
+            Looked { length: region, written, .. } = self.look()?;
             if region != plan.region {
                 (plan.region, plan.working_set) = (region, region);
                 moment.replan(plan);
@@ -62,18 +62,6 @@ impl Inner {
         state.report.saved =
             moment.saved().map(|saved| Saved { seconds: saved.seconds(), bytes: saved.bytes() });
         Ok(())
-    }
-
-    /// How long the regions are, and how much was written since this was asked last.
-    fn look_once(&self) -> Result<(u64, u64)> {
-        let (mut length, mut written) = (0, 0);
-        for one in self.incoming() {
-            let answer = one.step(MigrateStep::Look)?;
-            one.arriving.resize(answer.length)?;
-            length += answer.length;
-            written += answer.written;
-        }
-        Ok((length, written))
     }
 
     /// What the link carries, in bytes per second: pulls the beginning of the regions, which has to come anyway.
