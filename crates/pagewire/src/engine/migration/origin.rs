@@ -3,19 +3,20 @@
 //! What may be done when is the [machine's](machine::Origin) to say. One thread carries out what it wants done, in its
 //! order; those who ask for something wait until the machine has an answer.
 
+mod place;
+mod running;
+
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use pagewire_core::migrate::{
-    self as machine, Answer, MigrationId, OriginEffect, Phase, Refusal, RefusalKind, Reply, Request, Token,
-};
-use pagewire_core::wire::{MigrateStep, Migrated, MigrationState, OriginState};
+use pagewire_core::migrate::{self as machine, MigrationId, Phase, Refusal, RefusalKind, Reply, Request};
+use pagewire_core::wire::{MigrationState, OriginState};
 use serde::{Deserialize, Serialize};
 
 use super::live::Live;
-use super::outgoing::{Outgoing, Written};
+use super::outgoing::Outgoing;
 use super::record::OriginFile;
 use crate::engine::Region;
 use crate::error::{Error, ErrorKind, Result};
@@ -296,204 +297,6 @@ impl Drop for Origin {
         if let Some(thread) = self.thread.lock().expect("no holder panics").take() {
             // One that has panicked has stopped, too.
             let _ = thread.join();
-        }
-    }
-}
-
-impl Place {
-    /// The region as the application sees it.
-    pub(crate) fn region(&self) -> &Arc<Region> {
-        &self.region
-    }
-
-    /// Carries out a step of the migration, and answers what has come of it.
-    pub(crate) fn step(&self, step: MigrateStep) -> Result<Migrated> {
-        let (id, generation) = (self.id, self.generation);
-        if let MigrateStep::Switch { .. } = step {
-            self.check_together()?;
-        }
-        let (reply, state) = self.inner.ask(match step {
-            MigrateStep::Look => Request::Look { id },
-            MigrateStep::Round { number } => Request::Round { id, generation, number },
-            MigrateStep::Switch { number } => Request::Switch { id, generation, number },
-            MigrateStep::Accept { token } => Request::Accept { id, token: Token(token) },
-            MigrateStep::Abort => Request::Abort { id },
-            MigrateStep::Complete { token } => Request::Complete { id, token: Token(token) },
-        })?;
-        let now = seen(state.machine.phase());
-        let suspended = state.suspended.map(|since| since.elapsed());
-        drop(state);
-        let region = &self.inner.regions[self.index];
-        let (written, token) = match reply {
-            Reply::Looked => (region.look()?, 0),
-            Reply::Taken { .. } => (region.kept(), 0),
-            Reply::Offered { token, .. } => {
-                (Written { time: suspended.unwrap_or_default(), ..region.kept() }, token.0)
-            }
-            _ => (Written::default(), 0),
-        };
-        Ok(Migrated {
-            state: now,
-            token,
-            length: region.length(),
-            written: written.bytes,
-            micros: written.time.as_micros().try_into().unwrap_or(u64::MAX),
-            ranges: written.ranges,
-        })
-    }
-
-    /// Whether all regions of the application take part.
-    fn check_together(&self) -> Result<()> {
-        let state = self.inner.lock();
-        let missing = state.joined.places.iter().position(|places| *places == 0);
-        match missing.filter(|_| state.joined.id == self.id) {
-            None => Ok(()),
-            Some(missing) => {
-                let text = format!(
-                    "the application uses '{}' too, which has to be taken over together with the others",
-                    self.inner.regions[missing].name
-                );
-                Err(Error::new(ErrorKind::Usage, text))
-            }
-        }
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.inner.leave(self.id, self.index);
-    }
-}
-
-impl Inner {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no holder panics")
-    }
-
-    /// Waits until the machine has moved.
-    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        self.changed.wait(state).expect("no holder panics")
-    }
-
-    /// Hands a request to the machine until it is answered.
-    fn ask(&self, request: Request) -> Result<(Reply, MutexGuard<'_, State>)> {
-        let mut state = self.lock();
-        loop {
-            match state.machine.handle_request(request) {
-                Answer::Done(reply) => return Ok((reply, state)),
-                Answer::Refused(refusal) => return Err(refused(&refusal)),
-                Answer::Wait if state.closed => {
-                    return Err(Error::new(ErrorKind::Cancelled, "the origin is closed").with_retry(true));
-                }
-                Answer::Wait => {
-                    self.changed.notify_all();
-                    state = self.wait(state);
-                }
-            }
-        }
-    }
-
-    /// A session of the destination has closed a region, or is gone.
-    fn leave(&self, id: MigrationId, index: usize) {
-        let mut state = self.lock();
-        let joined = &mut state.joined;
-        if joined.id != id {
-            return;
-        }
-        joined.places[index] -= 1;
-        if joined.places.iter().all(|places| *places == 0) {
-            joined.lapses = Some(Instant::now() + self.options.lapse);
-            self.changed.notify_all();
-        }
-    }
-
-    /// The life of the thread.
-    fn run(&self) {
-        let mut state = self.lock();
-        while !state.closed {
-            let now = Instant::now();
-            if state.joined.lapses.is_some_and(|lapses| lapses <= now) {
-                state.joined.lapses = None;
-                let id = state.joined.id;
-                state.machine.handle_departure(id);
-                self.changed.notify_all();
-            }
-            if state.again.is_some_and(|again| again <= now) {
-                state.again = None;
-                state.machine.handle_retry();
-                self.changed.notify_all();
-            }
-            if let Some(effect) = state.machine.poll_effect() {
-                drop(state);
-                tracing::debug!(?effect, "a migration's origin goes on");
-                let result = self.carry_out(&effect);
-                if let Err(error) = &result {
-                    tracing::warn!(?effect, %error, "a step of a migration fails");
-                }
-                state = self.lock();
-                state.machine.handle_result(result.map_err(|error| error.to_string()));
-                state.again = state.machine.failure().map(|_| Instant::now() + AGAIN);
-                self.changed.notify_all();
-                continue;
-            }
-            let next = [state.joined.lapses, state.again].into_iter().flatten().min();
-            state = match next {
-                None => self.wait(state),
-                Some(next) => {
-                    let left = next.saturating_duration_since(Instant::now());
-                    self.changed.wait_timeout(state, left).expect("no holder panics").0
-                }
-            };
-        }
-        drop(state);
-        self.changed.notify_all();
-    }
-
-    fn carry_out(&self, effect: &OriginEffect) -> Result<()> {
-        let mut regions = self.regions.iter();
-        match effect {
-            OriginEffect::Track => regions.try_for_each(Outgoing::track),
-            OriginEffect::TakeRound { .. } => regions.try_for_each(Outgoing::take_set),
-            OriginEffect::Record(phase) => self.record.as_ref().map_or(Ok(()), |record| record.write(*phase)),
-            OriginEffect::Suspend => {
-                regions.try_for_each(|region| region.live.prepare())?;
-                self.lock().suspended = Some(Instant::now());
-                self.application.suspend()
-            }
-            OriginEffect::Freeze { confirmed, .. } => regions.try_for_each(|region| {
-                region.live.freeze()?;
-                region.take_last(*confirmed)
-            }),
-            OriginEffect::Thaw => {
-                regions.for_each(|region| region.live.thaw());
-                Ok(())
-            }
-            OriginEffect::Resume => {
-                self.application.resume();
-                Ok(())
-            }
-            OriginEffect::Untrack => {
-                regions.for_each(Outgoing::untrack);
-                Ok(())
-            }
-            OriginEffect::Keep => {
-                for region in regions.clone() {
-                    let strays = region.strays();
-                    if strays > 0 {
-                        tracing::error!(
-                            region = region.name,
-                            bytes = strays,
-                            "the application has written though it was suspended; that is lost"
-                        );
-                    }
-                }
-                self.application.moved();
-                regions.try_for_each(|region| region.live.keep())
-            }
-            OriginEffect::Release => {
-                self.application.released();
-                Ok(())
-            }
         }
     }
 }

@@ -1,28 +1,24 @@
 //! What drives the machine of a destination: the threads that carry out what it wants.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+mod asking;
+mod connecting;
+
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use pagewire_core::bitmap::BitSet;
-use pagewire_core::chunk::{ByteRange, ChunkSize, Geometry};
+use pagewire_core::chunk::ByteRange;
 use pagewire_core::migrate::destination::Cause;
-use pagewire_core::migrate::{
-    self as machine, DestinationEffect, DestinationPhase, HomeSets, MigrationId, Outcome, Phase, RefusalKind,
-    Reply, Request, Token, WriteFrequency,
-};
-use pagewire_core::wire::{MigrateStep, Migrated, OriginState};
+use pagewire_core::migrate::{self as machine, DestinationEffect, DestinationPhase, MigrationId, Phase};
 
 use super::report::{Report, Times};
 use super::{DestinationOptions, not_now};
 use crate::address::RegionAddress;
 use crate::engine::Region;
-use crate::engine::migration::incoming::{Incoming, PAUSE, is_passing};
-use crate::engine::migration::record::{DestinationFile, SetsFile};
+use crate::engine::migration::incoming::Incoming;
+use crate::engine::migration::record::DestinationFile;
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::arriving::{Arriving, Keeper};
-use crate::store::{self, RemoteStore, Store};
+use crate::store::{self, Store};
 
 /// How long to wait before what has failed is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -145,57 +141,6 @@ impl Inner {
                 return Err(error);
             }
             state = self.wait(state, None);
-        }
-    }
-
-    /// Waits until the origin is reached: for copying, or, with an earlier migration that was accepted, for the rest.
-    pub(super) fn wait_to_begin(&self) -> Result<()> {
-        loop {
-            let mut state = self.lock();
-            let (phase, finished) = (state.machine.phase(), state.machine.is_finished());
-            match phase {
-                Phase::Copying => return Ok(()),
-                Phase::PostCopy | Phase::Completing | Phase::Completed => break,
-                Phase::Aborted if finished && state.machine.cause().is_none_or(was_before) => {
-                    // What was begun before is over: begins anew.
-                    tracing::info!(migration = %state.machine.id(), "what was begun before is given up");
-                    state.machine = machine::Destination::new(MigrationId(crate::peer::random_id()));
-                    self.changed.notify_all();
-                }
-                Phase::Aborting if state.machine.cause().is_none_or(was_before) => {
-                    let patience = self.options.remote.patience;
-                    if state.lost.is_some_and(|lost| lost.elapsed() > patience) {
-                        let error = state.error.clone().unwrap_or_else(not_now);
-                        return Err(
-                            error.context("the origin cannot be told that an earlier migration is given up")
-                        );
-                    }
-                    drop(self.wait(state, Some(Instant::now() + PAUSE)));
-                }
-                _ if state.closed => return Err(not_now()),
-                _ => match state.over() {
-                    Some(error) => return Err(error),
-                    None => drop(self.wait(state, None)),
-                },
-            }
-        }
-        // It was accepted before: the regions are here, and have to be reached.
-        let incoming = self.connect_again()?;
-        tracing::info!(regions = incoming, "an accepted migration goes on");
-        Ok(())
-    }
-
-    fn connect_again(&self) -> Result<usize> {
-        let id = self.lock().machine.id();
-        let deadline = Instant::now() + self.options.remote.patience;
-        loop {
-            match self.connect(id, true) {
-                Ok(_) => return Ok(self.incoming().len()),
-                Err(error) if is_passing(&error) && Instant::now() + PAUSE < deadline => {
-                    std::thread::sleep(PAUSE);
-                }
-                Err(error) => return Err(error.context("the rest of the regions is at the origin")),
-            }
         }
     }
 
@@ -413,193 +358,6 @@ impl Inner {
             DestinationEffect::Resume => Ok(()),
         }
     }
-
-    /// The life of the thread that asks the origin.
-    fn ask(&self) {
-        let mut state = self.lock();
-        while !state.closed {
-            let Some(request) = state.machine.poll_request() else {
-                state = self.wait(state, None);
-                continue;
-            };
-            drop(state);
-            let answered = self.carry_out_request(request);
-            state = self.lock();
-            let outcome = match answered {
-                Ok(reply) => {
-                    state.lost = None;
-                    Outcome::Done(reply)
-                }
-                Err(error) => {
-                    tracing::debug!(request = request.name(), %error, "the origin does not do what it was asked for");
-                    state.error = Some(error.clone());
-                    match error.kind() {
-                        // Not the answer of the origin, but that of who should have carried the question there.
-                        ErrorKind::Unavailable | ErrorKind::Cancelled => Outcome::Lost,
-                        _ if error.can_retry() => {
-                            Outcome::Refused { kind: RefusalKind::Later, reason: error.to_string() }
-                        }
-                        _ => Outcome::Refused { kind: RefusalKind::Over, reason: error.to_string() },
-                    }
-                }
-            };
-            let is_lost = outcome == Outcome::Lost;
-            state.machine.handle_outcome(request, outcome);
-            self.changed.notify_all();
-            if is_lost {
-                state = self.after_loss(state);
-            }
-        }
-    }
-
-    /// Waits before a request that was lost is made again; gives the migration up where that has lasted for too long.
-    fn after_loss<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        let since = *state.lost.get_or_insert_with(Instant::now);
-        let is_first = self.incoming.get().is_none() && state.machine.phase() == Phase::Preparing;
-        if is_first || since.elapsed() > self.options.remote.patience {
-            let error = state.error.clone().unwrap_or_else(not_now);
-            // Once it is accepted there is no way back, and the origin is told as soon as it is there again.
-            let _ = state.machine.handle_abort(Cause::Decided(error.to_string()));
-            self.changed.notify_all();
-        }
-        let until = Instant::now() + if since.elapsed() > AGAIN { AGAIN } else { PAUSE };
-        while !state.closed && Instant::now() < until {
-            state = self.wait(state, Some(until));
-        }
-        state
-    }
-
-    fn carry_out_request(&self, request: Request) -> Result<Reply> {
-        let id = request.id();
-        match request {
-            Request::Begin { .. } => Ok(Reply::Begun { generation: self.connect(id, false)? }),
-            Request::Look { .. } => Ok(Reply::Looked),
-            Request::Round { number, .. } => {
-                self.step_all(MigrateStep::Round { number })?;
-                Ok(Reply::Taken { number })
-            }
-            Request::Switch { number, .. } => {
-                let asked = Instant::now();
-                let migrated = self.step_all(MigrateStep::Switch { number })?;
-                let since =
-                    Duration::from_micros(migrated.micros) + self.incoming()[0].origin.round_trip() / 2;
-                let suspended = Instant::now().checked_sub(since).unwrap_or(asked).max(asked);
-                self.lock().times.suspended = Some(suspended);
-                Ok(Reply::Offered { token: Token(migrated.token), number })
-            }
-            Request::Accept { token, .. } => {
-                self.step_one(id, MigrateStep::Accept { token: token.0 })?;
-                Ok(Reply::Accepted)
-            }
-            Request::Abort { .. } => {
-                self.step_one(id, MigrateStep::Abort)?;
-                Ok(Reply::Aborted)
-            }
-            Request::Complete { token, .. } => {
-                self.step_one(id, MigrateStep::Complete { token: token.0 })?;
-                Ok(Reply::Completed)
-            }
-        }
-    }
-
-    /// A step of the whole migration.
-    fn step_one(&self, id: MigrationId, step: MigrateStep) -> Result<Migrated> {
-        match self.incoming().first() {
-            Some(one) => one.origin.migrate(step),
-            // After a restart, of what was given up: nothing of it is wanted here.
-            None => {
-                let (address, _) = &self.targets[0];
-                RemoteStore::connect_move(address, &self.options.remote, id.0, &self.owner)?.migrate(step)
-            }
-        }
-    }
-
-    /// A step that each region answers: what was written of it has not arrived.
-    fn step_all(&self, step: MigrateStep) -> Result<Migrated> {
-        let incoming = self.incoming();
-        let answers: Vec<Result<Migrated>> = match incoming {
-            [one] => vec![one.origin.migrate(step)],
-            all => std::thread::scope(|scope| {
-                let asked: Vec<_> =
-                    all.iter().map(|one| scope.spawn(move || one.origin.migrate(step))).collect();
-                let panicked = |panic| std::panic::resume_unwind(panic);
-                asked.into_iter().map(|answer| answer.join().unwrap_or_else(panicked)).collect()
-            }),
-        };
-        let answers = answers.into_iter().collect::<Result<Vec<_>>>()?;
-        for (one, answer) in incoming.iter().zip(&answers) {
-            if matches!(step, MigrateStep::Switch { .. }) && answer.state < OriginState::Offered {
-                return Err(Error::new(ErrorKind::Protocol, "the origin has not suspended the application"));
-            }
-            one.arriving.resize(answer.length)?;
-            one.arriving.invalidate(&answer.ranges);
-        }
-        let mut state = self.lock();
-        state.report.region_bytes = answers.iter().map(|answer| answer.length).sum();
-        state.sets = answers.iter().map(|answer| answer.ranges.clone()).collect();
-        let longest = answers.into_iter().max_by_key(|answer| answer.micros);
-        longest.ok_or_else(not_now)
-    }
-
-    /// Opens the regions at the origin, and begins to take them in at their homes. Answers the number of the tracking.
-    fn connect(&self, id: MigrationId, accepted: bool) -> Result<u64> {
-        if let Some(known) = self.incoming.get() {
-            return Ok(known[0].origin.info().epoch);
-        }
-        let mut incoming: Vec<Arc<Incoming>> = Vec::new();
-        for (index, (address, home)) in self.targets.iter().enumerate() {
-            let remote = RemoteStore::connect_move(address, &self.options.remote, id.0, &self.owner)?;
-            let origin = Arc::new(remote);
-            let sets = self.record.as_ref().map(|record| record.sets(index));
-            incoming.push(Arc::new(self.arrive(id, (address, home), &origin, sets, accepted)?));
-        }
-        let generation = incoming[0].origin.info().epoch;
-        // Nobody else connects.
-        let _ = self.incoming.set(incoming);
-        Ok(generation)
-    }
-
-    fn arrive(
-        &self,
-        id: MigrationId,
-        (address, home): (&RegionAddress, &Arc<dyn Store>),
-        origin: &Arc<RemoteStore>,
-        sets: Option<SetsFile>,
-        accepted: bool,
-    ) -> Result<Incoming> {
-        let info = home.info();
-        let pages = Geometry::new(info.capacity, ChunkSize::PAGE).page_count();
-        if !info.writable {
-            let text = format!("the store for '{}' cannot be written to", address.name);
-            return Err(Error::new(ErrorKind::Unsupported, text));
-        }
-        let region = *info.id.as_bytes();
-        let present = match &sets {
-            Some(sets) if accepted => {
-                let known = sets.read(id, region, pages)?;
-                known.at(info.epoch).map_err(|error| sets.damaged(&error))?.clone()
-            }
-            _ => BitSet::new(pages),
-        };
-        home.fence()?;
-        let keeper = sets
-            .map(|file| Box::new(Kept { file, id, region, sequence: AtomicU64::new(0) }) as Box<dyn Keeper>);
-        let arriving = Arriving::new(home.clone(), origin.clone() as Arc<dyn Store>, present, keeper);
-        if !accepted {
-            // Whatever was there is not the region's.
-            arriving.invalidate(&[ByteRange::new(0, info.capacity)]);
-        }
-        let region = Region::new(&address.name, arriving.clone())?;
-        Ok(Incoming {
-            name: address.name.clone(),
-            origin: origin.clone(),
-            arriving,
-            region,
-            moved: Arc::new(AtomicU64::new(0)),
-            frequency: Mutex::new(WriteFrequency::new(Geometry::new(info.capacity, ChunkSize::DEFAULT))),
-            patience: self.options.remote.patience,
-        })
-    }
 }
 
 impl State {
@@ -628,27 +386,5 @@ impl State {
             }
             _ => None,
         }
-    }
-}
-
-/// Whether it was given up since an earlier process of this side was ended.
-fn was_before(cause: &Cause) -> bool {
-    *cause == Cause::Restarted
-}
-
-/// Keeps which pages are durable at home in a file.
-struct Kept {
-    file: SetsFile,
-    id: MigrationId,
-    region: [u8; 16],
-    sequence: AtomicU64,
-}
-
-impl Keeper for Kept {
-    fn flushing(&self, epoch: u64, before: &BitSet, after: &BitSet) -> Result<()> {
-        let Self { id, region, .. } = *self;
-        let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
-        let (pages, next_pages) = (before.clone(), after.clone());
-        self.file.write(&HomeSets { id, region, sequence, epoch, pages, next_epoch: epoch + 1, next_pages })
     }
 }
