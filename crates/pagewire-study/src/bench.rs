@@ -16,6 +16,7 @@ pub type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// The whole of a benchmark: reads the command line, measures the rows that are wanted, and prints them.
 pub fn run(name: &str, usage: &str, measure: impl FnOnce(&Options) -> Result<Vec<Row>, Failure>) -> ExitCode {
+    crate::log::start();
     let options = match Options::parse(std::env::args().skip(1)) {
         Ok(Asked::Run(options)) => options,
         Ok(Asked::Help) => {

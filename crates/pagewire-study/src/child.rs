@@ -172,6 +172,7 @@ pub(crate) fn arguments_of(role: &str) -> Option<Vec<OsString>> {
 
 /// Runs the server of a role and ends the process: with 0 when the parent has gone.
 pub(crate) fn run(serve: impl FnOnce() -> io::Result<()>) -> ! {
+    crate::log::start();
     match serve() {
         Ok(()) => std::process::exit(0),
         Err(error) => {

@@ -13,7 +13,7 @@
 //! - [`scatter`]: offsets that no readahead foresees.
 //! - [`report`]: what the raw data of a study says.
 //! - [`study`](mod@study): the comparative study of the access methods.
-//! - `child`: this very program, started again as a server.
+//! - `child`: this very program, started again as a server; `log`: what all of them log.
 //!
 //! The benchmarks are in `benches`: `cargo bench -p pagewire-study --bench read_path`,
 //! `write_path`, `mounts`, `delta`, `mirror`, `nbd` and `migrate`.
@@ -32,3 +32,4 @@ pub mod study;
 pub mod usage;
 
 mod child;
+mod log;

@@ -33,10 +33,6 @@ const PAGE: u64 = 4096;
 
 fn main() -> ExitCode {
     server::serve_if_asked();
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)
-        .init();
     bench::run("delta", USAGE, measure)
 }
 

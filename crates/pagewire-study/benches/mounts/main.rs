@@ -29,10 +29,6 @@ a row is measured if its name contains a FILTER: map-cold touch-cold map-warm to
 fn main() -> ExitCode {
     server::serve_if_asked();
     mount::mount_if_asked();
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)
-        .init();
     bench::run("mounts", USAGE, measure)
 }
 

@@ -33,10 +33,6 @@ tls-pull-4 tls-cpu-4 fault-4k fault-64k fault-busy wan-pull wan-open wan-first-b
 fn main() -> ExitCode {
     limits::serve_if_asked();
     server::serve_if_asked();
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)
-        .init();
     bench::run("read_path", USAGE, measure)
 }
 

@@ -25,10 +25,6 @@ const DIRTY: u64 = 10_000;
 
 fn main() -> ExitCode {
     server::serve_if_asked();
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)
-        .init();
     bench::run("write_path", USAGE, measure)
 }
 

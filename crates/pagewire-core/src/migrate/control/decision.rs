@@ -130,6 +130,24 @@ pub struct Decision {
     pub link: Option<u64>,
 }
 
+impl fmt::Display for Decision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match self.next {
+            Next::Pull => "pull",
+            Next::Round => "another round",
+            Next::Switch(Last::Send) => "switch, and send the rest before",
+            Next::Switch(Last::Leave) => "switch, and leave the rest for later",
+            Next::Abort => "give up",
+        };
+        write!(f, "{:.3} s: {what}: {} (", self.at.as_secs_f64(), self.reason)?;
+        write!(f, "{} missing, {} expected to be written", Bytes(self.missing), Bytes(self.set))?;
+        if let Some(link) = self.link {
+            write!(f, ", {}/s carried", Bytes(link))?;
+        }
+        write!(f, ", downtime {:.1?} expected)", self.downtime)
+    }
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {

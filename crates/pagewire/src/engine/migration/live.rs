@@ -75,6 +75,8 @@ pub trait Live: Send + Sync {
 pub(super) struct LiveStore {
     pub(super) live: Arc<dyn Live>,
     pub(super) epoch: u64,
+    /// Called before anything is read.
+    pub(super) begin: Box<dyn Fn() -> Result<()> + Send + Sync>,
 }
 
 impl Store for LiveStore {
@@ -92,6 +94,9 @@ impl Store for LiveStore {
     fn read(&self, read: Read) {
         let info = self.info();
         if let Some(error) = read.ranges.iter().find_map(|&range| info.check(range).err()) {
+            return read.sink.done(Err(error));
+        }
+        if let Err(error) = (self.begin)() {
             return read.sink.done(Err(error));
         }
         let length = self.live.info().length;

@@ -90,7 +90,7 @@ pub struct Origin {
 }
 
 struct Inner {
-    regions: Vec<Outgoing>,
+    regions: Vec<Arc<Outgoing>>,
     application: Arc<dyn Application>,
     options: OriginOptions,
     record: Option<OriginFile>,
@@ -152,8 +152,8 @@ impl Origin {
         let phase = record.as_ref().map(OriginFile::read).transpose()?.flatten();
         let nonce = u64::from_le_bytes(crate::peer::random_id()[..8].try_into().expect("eight bytes"));
         let machine = machine::Origin::new(phase, nonce | 1);
-        let regions: Vec<Outgoing> =
-            regions.into_iter().map(|(name, live)| Outgoing::new(name, live)).collect();
+        let regions: Vec<Arc<Outgoing>> =
+            regions.into_iter().map(|(name, live)| Arc::new(Outgoing::new(name, live))).collect();
         if !machine.may_run() {
             regions.iter().try_for_each(|region| region.live.freeze())?;
         }

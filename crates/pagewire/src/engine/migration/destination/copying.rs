@@ -91,20 +91,7 @@ impl Inner {
     }
 
     fn decided(&self, decision: &Decision) {
-        let what = match decision.next {
-            Next::Pull => "pull",
-            Next::Round => "another round",
-            Next::Switch(Last::Send) => "switch, and send the rest before",
-            Next::Switch(Last::Leave) => "switch, and leave the rest for later",
-            Next::Abort => "give up",
-        };
-        let text = format!(
-            "{:.3} s: {what}: {} (missing {} bytes, expected downtime {:.1} ms)",
-            decision.at.as_secs_f64(),
-            decision.reason,
-            decision.missing,
-            decision.downtime.as_secs_f64() * 1e3,
-        );
+        let text = decision.to_string();
         tracing::info!("{text}");
         self.lock().report.decisions.push(text);
     }
@@ -199,8 +186,10 @@ impl Inner {
                 }
             }
         }
+        tracing::debug!(bytes = self.moved() - before, "what has to be here is here");
         // What was not flushed would be given up with the lease that passes to the application.
         self.settle()?;
+        tracing::debug!("what is here is durable");
         self.lock().report.mode = match last {
             Last::Send => Mode::PreCopy,
             Last::Leave if before == 0 => Mode::PostCopy,

@@ -306,6 +306,7 @@ impl Inner {
                 }
                 Some(effect) => {
                     drop(state);
+                    tracing::debug!(?effect, "a migration's destination goes on");
                     let result = self.carry_out(effect);
                     if let Err(error) = &result {
                         tracing::warn!(?effect, %error, "a step of a migration fails");

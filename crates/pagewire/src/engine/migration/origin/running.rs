@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use pagewire_core::migrate::{Answer, MigrationId, OriginEffect, Reply, Request};
 
-use super::super::outgoing::Outgoing;
 use super::{AGAIN, Inner, State, refused};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -96,8 +95,8 @@ impl Inner {
     fn carry_out(&self, effect: &OriginEffect) -> Result<()> {
         let mut regions = self.regions.iter();
         match effect {
-            OriginEffect::Track => regions.try_for_each(Outgoing::track),
-            OriginEffect::TakeRound { .. } => regions.try_for_each(Outgoing::take_set),
+            OriginEffect::Track => regions.try_for_each(|region| region.track()),
+            OriginEffect::TakeRound { .. } => regions.try_for_each(|region| region.take_set()),
             OriginEffect::Record(phase) => self.record.as_ref().map_or(Ok(()), |record| record.write(*phase)),
             OriginEffect::Suspend => {
                 regions.try_for_each(|region| region.live.prepare())?;
@@ -117,7 +116,7 @@ impl Inner {
                 Ok(())
             }
             OriginEffect::Untrack => {
-                regions.for_each(Outgoing::untrack);
+                regions.for_each(|region| region.untrack());
                 Ok(())
             }
             OriginEffect::Keep => {

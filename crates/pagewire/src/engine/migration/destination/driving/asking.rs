@@ -23,7 +23,9 @@ impl Inner {
                 continue;
             };
             drop(state);
+            tracing::debug!(request = request.name(), "the origin is asked");
             let answered = self.carry_out_request(request);
+            tracing::debug!(request = request.name(), "the origin has answered");
             state = self.lock();
             let outcome = match answered {
                 Ok(reply) => {
