@@ -142,13 +142,13 @@ fn apply(
     let total = begun.elapsed();
     let cpu = usage::own_cpu()? - cpu;
     let after = Memory::of(std::process::id())?;
-    let (helpers_cpu, helpers_memory) = attached.helpers()?;
+    let (sidecars_cpu, sidecars_memory) = attached.sidecars()?;
     let resident = |memory: &Memory| memory.anonymous + memory.shared;
 
     let mut figures = performed.figures(&alone, begun, ready, total);
-    let grown = resident(&after).saturating_sub(resident(&memory)) + helpers_memory;
+    let grown = resident(&after).saturating_sub(resident(&memory)) + sidecars_memory;
     figures.insert(Figure::MemoryBytes, grown as f64);
-    figures.insert(Figure::ClientCpuS, (cpu + helpers_cpu).as_secs_f64());
+    figures.insert(Figure::ClientCpuS, (cpu + sidecars_cpu).as_secs_f64());
     performed.compare()?;
     let worked = Worked {
         figures,

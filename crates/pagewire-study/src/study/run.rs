@@ -81,7 +81,7 @@ impl Profile {
 pub fn run_if_asked() {
     crate::server::serve_if_asked();
     crate::nbd::run_if_asked();
-    super::helper::run_if_asked();
+    super::sidecar::run_if_asked();
     super::application::run_if_asked();
     super::worker::run_if_asked();
 }
