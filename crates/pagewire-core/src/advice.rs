@@ -9,7 +9,9 @@
 //! It goes in three steps. What the machine or the workload cannot have is *ruled out* (`rules`). What is left is told
 //! by how well it *fits*: what a method was made for comes before what it can be used for as well, and what has a price
 //! that hurts comes last ([`Fit`]). Among those that fit alike, the *estimate* decides: the time to a byte where latency
-//! counts, the time until all is there where throughput does.
+//! counts, the time until all is there where throughput does. Estimates that are closer to each other than [`TIE`] are a
+//! tie, and the order of [`Way::ALL`] decides: two measurements of one machine differ by as much, and should not
+//! recommend different things for that.
 //!
 //! | part | holds |
 //! | --- | --- |
@@ -101,8 +103,9 @@ pub struct Way {
 }
 
 impl Way {
-    /// All that can be chosen from. Memory that was placed stays placed, and a mirrored file is a copy: neither can be
-    /// direct.
+    /// All that can be chosen from, in the order in which they are preferred where they cost alike: first what has the
+    /// shortest way for a fault, a copy before none, and last what leaves the others behind. Memory that was placed stays
+    /// placed, and a mirrored file is a copy: neither can be direct.
     pub const ALL: [Way; 6] = [
         Way { method: Method::Userfaultfd, mode: Mode::Managed },
         Way { method: Method::Fuse, mode: Mode::Managed },
@@ -177,6 +180,10 @@ pub struct RuledOut {
     pub mend: Vec<String>,
 }
 
+/// Estimates are a tie where the greater one is at most so many times the less one: chosen well above what medians of a
+/// few rounds differ by from one run to the next, and below what somebody would notice.
+pub const TIE: f64 = 1.2;
+
 /// What to use for `workload` on `machine`.
 ///
 /// Never recommends what either of them rules out. Where nothing is left, [`Advice::nothing_fits`] says what to do.
@@ -192,10 +199,7 @@ pub fn advise(workload: &Workload, machine: &Machine, figures: &Figures) -> Advi
             false => refused.push((way, why)),
         }
     }
-    ranked.sort_by(|one, other| {
-        let order = one.fit.cmp(&other.fit);
-        order.then(one.estimate.cost(workload.goal).total_cmp(&other.estimate.cost(workload.goal)))
-    });
+    let ranked = ranked_by(ranked, |one| one.estimate.cost(workload.goal));
     let nothing_fits = ranked.is_empty().then(|| rules::nothing_fits(&workload, &refused));
     Advice {
         ranked,
@@ -203,6 +207,21 @@ pub fn advise(workload: &Workload, machine: &Machine, figures: &Figures) -> Advi
         moving: workload.moves.then(|| moving::advise(&workload, figures)),
         nothing_fits,
     }
+}
+
+/// The best first: by fit, then by cost, and by the order that they come in where that is a [`TIE`] with the least that is
+/// left. (With each other it would be no order: of three, the first and the last may be none.)
+fn ranked_by(mut left: Vec<Recommendation>, cost: impl Fn(&Recommendation) -> f64) -> Vec<Recommendation> {
+    let mut ranked = Vec::with_capacity(left.len());
+    while let Some(fit) = left.iter().map(|one| one.fit).min() {
+        let alike = |one: &Recommendation| one.fit == fit;
+        let least = left.iter().filter(|one| alike(one)).map(&cost).fold(f64::INFINITY, f64::min);
+        let next = left.iter().position(|one| alike(one) && cost(one) <= least * TIE);
+        // What is no number ties with nothing.
+        let next = next.or_else(|| left.iter().position(alike));
+        ranked.push(left.remove(next.expect("one has this fit")));
+    }
+    ranked
 }
 
 /// One entry for a method that is ruled out altogether, for the same reasons.

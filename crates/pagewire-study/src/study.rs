@@ -2,7 +2,7 @@
 //!
 //! Four kinds of processes take part, all of them this very program, started again. [`run`] plans, and writes the raw data. Its
 //! *worker* has namespaces of its own where it may, makes one link after another, and starts for each cell a
-//! *server* at one end and an *application* at the other, which may have *helpers*: a mount, a mirror. So processor
+//! *server* at one end and an *application* at the other, which may have *sidecars*: a mount, a mirror. So processor
 //! time and memory have an owner, and whatever ends the study ends all of them: each lives as long as its standard input.
 //!
 //! - [`record`]: the raw data, one JSON object a line: all that a report is made from.
@@ -11,7 +11,7 @@
 //! - [`run`]: a study from outside: what is left to do, its process, its file.
 //! - `worker`, `cell`: the process that carries it out; one round of one cell.
 //! - `links`, `side`: the links; the server's side, and what its file holds in the end.
-//! - `application`, `method`, `helper`: the client's side: its work, the access methods, and processes that they need.
+//! - `application`, `method`, `sidecar`: the client's side: its work, the access methods, and processes that they need.
 //! - `measure`: what is measured besides the application's own time.
 //! - [`machine`]: the machine, and who runs a study.
 //! - [`trouble`]: why something was not measured.
@@ -24,11 +24,11 @@ pub mod trouble;
 
 mod application;
 mod cell;
-mod helper;
 mod links;
 mod measure;
 mod method;
 mod side;
+mod sidecar;
 mod worker;
 mod workload;
 

@@ -22,13 +22,14 @@ Examples:
   pagewire study --quick
   pagewire study --out /var/tmp/study --methods uffd,fuse
   pagewire study --out /var/tmp/study --methods uffd,fuse --resume
-  pagewire study --out /var/tmp/study --report-only")]
+  pagewire study --out /var/tmp/study --report-only
+  pagewire study --out /var/tmp/study --compare /var/tmp/another")]
 pub(crate) struct Study {
     /// The folder for the results
     #[arg(long, value_name = "DIR", default_value = "pagewire-study")]
     pub(crate) out: PathBuf,
 
-    /// A few points of each dimension, once, on a small region: some minutes instead of half an hour
+    /// A few points of each dimension, once, on a small region: some minutes instead of most of an hour
     #[arg(long)]
     pub(crate) quick: bool,
 
@@ -65,9 +66,18 @@ pub(crate) struct Study {
     #[arg(long, value_name = "PERCENT", default_value_t = 25, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) tolerance: u32,
 
+    /// Drop so many of a hundred segments at random, on every link in each direction: in steps of 0.1, up to 20
+    #[arg(long, value_name = "PERCENT", value_parser = parse_loss)]
+    pub(crate) loss: Option<f64>,
+
     /// Measure nothing: make the report of the raw data that is in the folder, though it be from another machine
-    #[arg(long, conflicts_with_all = ["quick", "resume", "methods", "only", "rounds", "cap", "size", "seed"])]
+    #[arg(long, conflicts_with_all = ["quick", "resume", "methods", "only", "rounds", "cap", "size", "seed", "loss"])]
     pub(crate) report_only: bool,
+
+    /// Measure nothing: say whether the study in the folder and the one in DIR recommend the same, and which of their figures
+    /// are apart; status 1 where a recommendation differs
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["quick", "resume", "methods", "only", "rounds", "cap", "size", "seed", "loss", "report_only"])]
+    pub(crate) compare: Option<PathBuf>,
 
     /// Print one JSON object when it is done
     #[arg(long)]
@@ -89,6 +99,17 @@ fn parse_region(text: &str) -> Result<u64, String> {
     }
 }
 
+/// Segments of a hundred: a link drops so many of a thousand.
+fn parse_loss(text: &str) -> Result<f64, String> {
+    let thousandths = text.trim_end_matches('%').trim().parse::<f64>().map(|percent| percent * 10.0);
+    match thousandths {
+        Ok(many) if (0.0..=200.0).contains(&many) && (many - many.round()).abs() < 1e-6 => {
+            Ok(many.round() / 10.0)
+        }
+        _ => Err("a loss is 0 to 20 per cent, in steps of 0.1".into()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,6 +121,10 @@ mod tests {
         assert_eq!(parse_region("2MiB"), Ok(2 << 20));
         for wrong in ["1KiB", "1048577", "65TiB", "much"] {
             assert!(parse_region(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!((parse_loss("0.1"), parse_loss("2%"), parse_loss("20")), (Ok(0.1), Ok(2.0), Ok(20.0)));
+        for wrong in ["0.05", "20.1", "-1", "nan", "some"] {
+            assert!(parse_loss(wrong).is_err(), "{wrong}");
         }
     }
 }

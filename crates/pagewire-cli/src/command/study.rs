@@ -1,17 +1,19 @@
 //! `pagewire study`.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
+use pagewire::advice::time;
 use pagewire_study::report::{self, Written};
 use pagewire_study::study::Event;
-use pagewire_study::study::record::{Cell, Method, Outcome, Profile, Record};
+use pagewire_study::study::record::{self, Method, Outcome, Profile, Record};
 use pagewire_study::study::run::{Options, Stop, Study};
 use serde::Serialize;
 
@@ -46,6 +48,9 @@ struct Summary {
 pub(super) fn run(args: &args::Study, quiet: bool) -> Result<()> {
     if args.report_only {
         return report_only(args);
+    }
+    if let Some(other) = &args.compare {
+        return compare(args, other);
     }
     super::on_interrupt(stop)?;
     let study = Study::prepare(&options(args))?;
@@ -86,6 +91,24 @@ fn report_only(args: &args::Study) -> Result<()> {
     if args.json { output::json(&written) } else { print(&written) }
 }
 
+/// Says whether two studies agree; fails where they recommend something else.
+fn compare(args: &args::Study, other: &Path) -> Result<()> {
+    let agreement = report::compare(&args.out, other).context("cannot compare the studies")?;
+    match args.json {
+        true => output::json(&agreement)?,
+        false => agreement.lines().into_iter().try_for_each(output::line)?,
+    }
+    let (differing, all) = (agreement.differing(), agreement.recommendations.len());
+    anyhow::ensure!(
+        differing == 0,
+        "{differing} of {all} recommendations of the studies in {} and {} differ: more rounds, or a machine that does \
+         nothing else, make figures steadier",
+        args.out.display(),
+        other.display()
+    );
+    Ok(())
+}
+
 fn print(written: &Written) -> Result<()> {
     output::line(format!("report:   {}", written.html.display()))?;
     output::line(format!("          {}", written.markdown.display()))?;
@@ -103,6 +126,7 @@ fn options(args: &args::Study) -> Options {
         cap_s: args.cap.map(|cap| cap.as_secs_f64()),
         region_bytes: args.size,
         seed: args.seed,
+        loss: args.loss.map(|percent| percent / 100.0),
         tolerance: f64::from(args.tolerance) / 100.0,
     }
 }
@@ -142,11 +166,19 @@ fn measure(study: Study, summary: &mut Summary, is_told: bool) -> Result<()> {
     Ok(())
 }
 
-/// Who waits is told what is done: by a bar on a terminal, elsewhere by a line for whatever was not measured.
+/// Who waits is told what is done: by a bar on a terminal, elsewhere by a line every now and then, and by one for whatever
+/// was not measured.
 struct Telling {
     bar: Option<ProgressBar>,
     is_told: bool,
+    left: u64,
+    begun: Instant,
+    /// When the last line about what is done was said.
+    said: Cell<Instant>,
 }
+
+/// How often a line says what is done.
+const INTERVAL: Duration = Duration::from_secs(60);
 
 impl Telling {
     fn new(left: u64, is_told: bool) -> Self {
@@ -157,7 +189,8 @@ impl Telling {
             }
             bar.enable_steady_tick(Duration::from_millis(250));
         }
-        Self { bar, is_told }
+        let begun = Instant::now();
+        Self { bar, is_told, left, begun, said: Cell::new(begun) }
     }
 
     fn tell(&self, event: &Event, before: u64) {
@@ -172,9 +205,17 @@ impl Telling {
                     bar.set_position(before + 1);
                 }
                 self.say(troubled(cell));
+                self.say_progress(before + 1);
             }
             Event::Record(Record::Link(link)) => self.say(link.reason.clone()),
             Event::Record(Record::Run(_)) | Event::Fails(_) => {}
+        }
+    }
+
+    fn say_progress(&self, done: u64) {
+        if self.bar.is_none() && self.said.get().elapsed() >= INTERVAL {
+            self.said.set(Instant::now());
+            self.say(Some(progress(done, self.left, self.begun.elapsed())));
         }
     }
 
@@ -195,8 +236,27 @@ impl Drop for Telling {
     }
 }
 
+/// What is done, and how long the rest takes if it takes as long: the order is random, so it does.
+fn progress(done: u64, all: u64, elapsed: Duration) -> String {
+    let rest = elapsed.mul_f64(all.saturating_sub(done) as f64 / done.max(1) as f64);
+    format!("{done} of {all} cells measured, about {} left", time(rest))
+}
+
 /// What is to be said of a cell that has failed; what may or can not be done is in the report.
-fn troubled(cell: &Cell) -> Option<String> {
+fn troubled(cell: &record::Cell) -> Option<String> {
     let reason = cell.reason.as_ref().filter(|_| cell.outcome == Outcome::Failed)?;
     Some(format!("{}: {}", cell.id, reason.replace(char::is_control, " ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rest_takes_as_long_as_what_is_done() {
+        let minutes = |count: u64| Duration::from_secs(60 * count);
+        assert_eq!(progress(250, 1000, minutes(10)), "250 of 1000 cells measured, about 30 min left");
+        assert_eq!(progress(1000, 1000, minutes(40)), "1000 of 1000 cells measured, about no time left");
+        assert_eq!(progress(0, 10, minutes(1)), "0 of 10 cells measured, about 10 min left");
+    }
 }

@@ -292,9 +292,77 @@ fn an_ordinary_user_has_links_where_user_namespaces_are_allowed() {
 }
 
 #[test]
+fn links_lose_what_was_asked_for_and_it_is_recorded() {
+    if !wanted() {
+        return;
+    }
+    let place = Place::new();
+    let only = ["--only", "in-order.rtt5.", "--methods", "uffd"];
+    done(&place.study(&[&only[..], &["--loss", "2", "--seed", "3"]].concat()).output().unwrap());
+    assert!(place.is_clear(), "something is left behind");
+    let raw = place.raw();
+    assert_eq!(raw[0]["loss"], 0.02, "{}", raw[0]);
+    let link = raw.iter().find(|record| record["record"] == "link").unwrap();
+    assert!(link["loss"] == 0.02 && link["measured_loss"].as_f64().unwrap() > 0.0, "{link}");
+    for cell in place.cells() {
+        assert!(cell["outcome"] == "measured" || cell["outcome"] == "capped", "{cell}");
+        sane(&cell);
+    }
+    let other = place.study(&[&only[..], &["--loss", "1", "--resume"]].concat()).output().unwrap();
+    assert_eq!(other.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&other.stderr).contains("another --loss (2)"), "{other:?}");
+}
+
+#[test]
+fn two_studies_are_compared() {
+    let place = Place::new();
+    done(&place.study(&["--only", "local-memory.random"]).output().unwrap());
+    let results = place.results();
+    let other = place.folder.path().join("other");
+    std::fs::create_dir(&other).unwrap();
+    let compare = |more: &[&str]| {
+        let both = ["study", "--out", results.to_str().unwrap(), "--compare", other.to_str().unwrap()];
+        pagewire(&[&both[..], more].concat()).output().unwrap()
+    };
+    let missing = compare(&[]);
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&missing.stderr).contains("raw.jsonl"), "{missing:?}");
+
+    // Made up: its mapping is so slow that a file is better.
+    let mut text = std::fs::read_to_string(results.join("raw.jsonl")).unwrap();
+    std::fs::write(other.join("raw.jsonl"), &text).unwrap();
+    let same = compare(&[]);
+    done(&same);
+    let said = String::from_utf8_lossy(&same.stdout).into_owned();
+    assert!(said.contains("  same     model ") && !said.contains("differs"), "{said}");
+    let random = place.cells().remove(0);
+    for (id, mode, pattern) in [("made-up.write", "managed", "write"), ("made-up.random", "direct", "random")]
+    {
+        let mut cell = random.clone();
+        cell["id"] = id.into();
+        cell["method"] = "uffd".into();
+        cell["mode"] = mode.into();
+        cell["pattern"] = pattern.into();
+        cell["figures"]["touch_p50_s"] = 0.5.into();
+        text += &format!("{cell}\n");
+    }
+    std::fs::write(other.join("raw.jsonl"), text).unwrap();
+    let differs = compare(&["--json"]);
+    assert_eq!(differs.status.code(), Some(1), "{differs:?}");
+    assert!(String::from_utf8_lossy(&differs.stderr).contains("1 of 9 recommendations"), "{differs:?}");
+    let agreement: Value = serde_json::from_slice(&differs.stdout).unwrap();
+    assert_eq!(agreement["agree"], false);
+    for compared in agreement["recommendations"].as_array().unwrap() {
+        assert_eq!(compared["agree"], compared["for"] != "state", "{compared}");
+    }
+}
+
+#[test]
 fn what_makes_no_sense_is_refused() {
     let place = Place::new();
-    for wrong in [["--methods", "nfs"], ["--size", "5000"], ["--only", "nothing"], ["--cap", "soon"]] {
+    for wrong in
+        [["--methods", "nfs"], ["--size", "5000"], ["--only", "nothing"], ["--cap", "soon"], ["--loss", "21"]]
+    {
         let results = place.results();
         let arguments = [&["study", "--out", results.to_str().unwrap()][..], &wrong[..]].concat();
         let output = pagewire(&arguments).output().unwrap();

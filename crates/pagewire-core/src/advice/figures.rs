@@ -10,7 +10,7 @@ pub struct Figure {
     /// The figure.
     pub value: f64,
     /// Whether it is of this study. Else it is built in: of Pagewire's development machine, with two processors and Linux
-    /// 6.18.
+    /// 6.18, rounded, and partly estimated. docs/CHOOSING.md says which are measured, and by what.
     pub measured: bool,
 }
 

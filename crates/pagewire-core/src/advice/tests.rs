@@ -153,9 +153,30 @@ fn measured_figures_decide_among_ways_that_fit_alike() {
     let mut figures = Figures::built_in();
     let fuse = Way { method: Method::Fuse, mode: Mode::Managed };
     figures.of_mut(fuse).unwrap().first_byte = Figure::measured(1e-6);
-    let advice = advise(&workload, &Machine::unlimited(), &figures);
+    let near = Workload { round_trip: Duration::from_micros(20), ..workload };
+    let advice = advise(&near, &Machine::unlimited(), &figures);
     assert_eq!(advice.ranked[0].way, fuse);
     assert!(advice.ranked[0].reasons.iter().any(|text| text.contains("(measured)")), "{advice:#?}");
+}
+
+#[test]
+fn a_difference_that_noise_makes_decides_nothing() {
+    let workload = Workload { need: Need::Any, unmodified: false, ..UseCase::Memory.workload() };
+    let fuse = Way { method: Method::Fuse, mode: Mode::Managed };
+    let mapping = Way { method: Method::Userfaultfd, mode: Mode::Managed };
+    let ranked = |of_mapping: f64, of_fuse: f64| {
+        let mut figures = Figures::built_in();
+        figures.of_mut(mapping).unwrap().first_byte = Figure::measured(of_mapping);
+        figures.of_mut(fuse).unwrap().first_byte = Figure::measured(of_fuse);
+        let advice = advise(&workload, &Machine::unlimited(), &figures);
+        advice.ranked.iter().filter(|one| one.fit == Fit::Good).map(|one| one.way).collect::<Vec<_>>()
+    };
+    // The link takes 500 µs of each.
+    for (of_mapping, of_fuse) in [(50e-6, 50e-6), (50e-6, 45e-6), (100e-6, 10e-6), (10e-6, 100e-6)] {
+        assert_eq!(ranked(of_mapping, of_fuse), [mapping, fuse], "{of_mapping} {of_fuse}");
+    }
+    assert_eq!(ranked(200e-6, 20e-6), [fuse, mapping], "what is more than that decides");
+    assert_eq!(ranked(f64::MAX, 20e-6), [fuse, mapping]);
 }
 
 #[test]

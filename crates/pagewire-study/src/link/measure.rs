@@ -14,6 +14,17 @@ pub struct LinkMeasured {
     pub round_trip: Duration,
     /// Payload bits per second from a to b over several connections, when they have got up to speed.
     pub rate: u64,
+    /// Segments that were sent meanwhile, in both directions together.
+    pub segments: u64,
+    /// How many of them did not arrive: lost at random, or come to a full queue.
+    pub dropped: u64,
+}
+
+impl LinkMeasured {
+    /// The share of segments that did not arrive.
+    pub fn loss(&self) -> f64 {
+        self.dropped as f64 / self.segments.max(1) as f64
+    }
 }
 
 /// Connections of the rate's measurement: the window of one is too small for a long link.
@@ -35,9 +46,11 @@ impl Link {
     ///
     /// Where a connection over the link fails.
     pub fn verify(&self) -> io::Result<LinkMeasured> {
+        let before = self.sent_and_dropped();
         let round_trip = self.measure_round_trip()?;
         let rate = self.measure_rate(AT_LEAST.max(round_trip * ROUNDS))?;
-        Ok(LinkMeasured { round_trip, rate })
+        let after = self.sent_and_dropped();
+        Ok(LinkMeasured { round_trip, rate, segments: after.0 - before.0, dropped: after.1 - before.1 })
     }
 
     /// Moves `bytes` from a to b over so many connections at once, with nothing but `write` and
@@ -62,6 +75,13 @@ impl Link {
             threads.into_iter().try_for_each(|thread| thread.join().expect("the thread does not panic"))
         })?;
         Ok(start.elapsed())
+    }
+
+    /// Segments so far, in both directions.
+    fn sent_and_dropped(&self) -> (u64, u64) {
+        let directions = [self.a_to_b(), self.b_to_a()];
+        let dropped = directions.iter().map(|traffic| traffic.dropped).sum::<u64>();
+        (directions.iter().map(|traffic| traffic.segments).sum::<u64>() + dropped, dropped)
     }
 
     fn measure_round_trip(&self) -> io::Result<Duration> {

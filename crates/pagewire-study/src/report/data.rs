@@ -219,6 +219,11 @@ impl Group {
         }
     }
 
+    /// The rounds that count.
+    pub(super) fn counted(&self) -> impl Iterator<Item = &Cell> {
+        self.counting().0
+    }
+
     /// The median of a metric, where there is one.
     pub(super) fn median(&self, metric: Metric) -> Option<f64> {
         match self.value(metric) {
@@ -251,11 +256,13 @@ impl Series {
     }
 
     /// Whether it is to be called best by a metric of a work. What a mirror reads is a local file, once all of it has
-    /// come: how fast that is says nothing of reaching it.
+    /// come: how fast that is says nothing of reaching it. And nobody can wait until what was written to it is durable.
     pub(super) fn competes(self, metric: Metric, work: Work) -> bool {
         let of_reading = [Metric::TouchMedian, Metric::TouchTail, Metric::Throughput, Metric::Slowdown];
-        let reads = !matches!(work.pattern, Pattern::Write | Pattern::Mixed);
-        let is_local = self.method == Method::Mirror && reads && of_reading.contains(&metric);
+        let is_fill = work.pattern == Pattern::Fill;
+        let is_local = self.method == Method::Mirror
+            && (!work.pattern.writes() || is_fill)
+            && of_reading.contains(&metric);
         !self.is_reference() && !is_local
     }
 }
@@ -280,6 +287,7 @@ impl fmt::Display for Work {
             Pattern::Random => "reading at random",
             Pattern::HotSet => "reading a hot set",
             Pattern::Write => "writing",
+            Pattern::Fill => "writing all of it",
             Pattern::Mixed => "reading and writing",
         };
         match self.dirty_percent {

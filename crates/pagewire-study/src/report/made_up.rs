@@ -62,6 +62,7 @@ pub(super) fn records(seed: u64) -> Vec<Record> {
         cap_s: 30.0,
         region_bytes: REGION as u64,
         cells: cells.len() as u64 + 2,
+        loss: 0.0,
     };
     let links = [0, 1, 5, 25, 100].map(|rtt_ms| Record::Link(link(rtt_ms)));
     [Record::Run(run)]
@@ -85,6 +86,7 @@ fn link(rtt_ms: u32) -> LinkRecord {
         loss: 0.0,
         measured_rtt_s: Some(f64::from(rtt_ms) * 1e-3 + 5e-5),
         measured_rate_bits: Some(9_400_000_000),
+        measured_loss: Some(0.0),
         accepted: rtt_ms != 100,
         reason: (rtt_ms == 100).then(|| "131 ms were measured".into()),
     }
@@ -107,13 +109,16 @@ fn points() -> Vec<(Point, Dimension)> {
     let mixed = Point { pattern: Pattern::Mixed, ..BASE };
     points.extend([0, 1, 25].map(|rtt_ms| (Point { rtt_ms, ..random }, Dimension::Rtt)));
     points.extend([0, 1, 25].map(|rtt_ms| (Point { rtt_ms, ..mixed }, Dimension::Rtt)));
+    let fill = Point { pattern: Pattern::Fill, ..BASE };
+    points.extend([0, 1, 25].map(|rtt_ms| (Point { rtt_ms, ..fill }, Dimension::Rtt)));
     let rates = [100_000_000, 1_000_000_000];
     points.extend(rates.map(|rate| (Point { rate_bits: Some(rate), ..BASE }, Dimension::Rate)));
     points
         .extend([16u64 << 10, 1 << 20].map(|chunk_bytes| (Point { chunk_bytes, ..BASE }, Dimension::Chunk)));
     points.extend([1, 8].map(|connections| (Point { connections, ..BASE }, Dimension::Connections)));
     points.extend(
-        [random, mixed, Point { pattern: Pattern::HotSet, ..BASE }].map(|point| (point, Dimension::Pattern)),
+        [random, mixed, fill, Point { pattern: Pattern::HotSet, ..BASE }]
+            .map(|point| (point, Dimension::Pattern)),
     );
     let dirty = [0.1, 1.0, 10.0];
     points.extend(dirty.map(|percent| {
@@ -206,7 +211,7 @@ fn measured(numbers: &mut Numbers, method: Method, mode: Option<Mode>, point: Po
         (_, true) => (point.chunk_bytes as f64 / (rtt + touch)).min(link),
         _ => best_rate.min(link).min(window),
     } * numbers.near(0.08);
-    let writes = matches!(point.pattern, Pattern::Write | Pattern::Mixed);
+    let writes = point.pattern.writes();
     let moved = if writes { REGION / 4.0 } else { REGION };
     let work = moved / rate;
     let ready = 2.0 * rtt + 0.003 * numbers.near(0.3);
@@ -239,6 +244,8 @@ fn measured(numbers: &mut Numbers, method: Method, mode: Option<Mode>, point: Po
         figures.insert(Figure::ChangedBytes, moved / 2.0);
         if !is_local {
             figures.insert(Figure::WireToServerBytes, moved / 2.0 * 1.05);
+        }
+        if !is_local && point.pattern.is_timed() {
             let stale = (0.1 + 2.0 * rtt) * numbers.near(0.2);
             figures.insert(Figure::StalenessS, stale);
             figures.insert(Figure::StalenessMaxS, stale * 3.0);

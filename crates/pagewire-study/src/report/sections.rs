@@ -48,13 +48,13 @@ pub(super) fn document(study: &Study) -> Document {
 }
 
 /// The circumstances of the base point, but for what the application does.
-fn at_base(base: &Point, work: Work) -> Point {
+pub(super) fn at_base(base: &Point, work: Work) -> Point {
     Point { pattern: work.pattern, dirty_percent: work.dirty_percent, ..*base }
 }
 
 /// What of the works is read, and what is written.
 fn writes(work: &Work) -> bool {
-    matches!(work.pattern, Pattern::Write | Pattern::Mixed)
+    work.pattern.writes()
 }
 
 fn summary(study: &Study) -> Section {
@@ -158,8 +158,10 @@ fn reading(study: &Study) -> Section {
 
 fn writing(study: &Study) -> Section {
     let mut blocks = vec![Block::Text(
-        "What a writer has to put up with, and how soon its changes are in the file of the server. Writes at a steady rate \
-         are paced: their throughput is what was asked for, unless the method could not follow."
+        "What a writer has to put up with, and how soon its changes are in the file of the server. Who writes all of it does so \
+         as fast as it can, and its throughput is that until all of it is durable at the server; a mirror alone has nothing to \
+         wait by, and shows how fast a local file is written. Writes at a steady rate are paced: their throughput is what was \
+         asked for, unless the method could not follow."
             .into(),
     )];
     blocks.extend(over(study, Metric::Throughput, Dimension::Rtt, writes));

@@ -131,7 +131,7 @@ fn apply(
     let mut attached = access.attach()?;
     let ready = begun.elapsed();
     let times = Times { until: begun + cap, stop: steady };
-    let (performed, stamp) = if access.writes() && !access.method.is_local() {
+    let (performed, stamp) = if pattern.is_timed() && !access.method.is_local() {
         perform_with_probe(&*attached, &work, times)?
     } else {
         (perform(&*attached, &work, times)?, None)
@@ -142,13 +142,13 @@ fn apply(
     let total = begun.elapsed();
     let cpu = usage::own_cpu()? - cpu;
     let after = Memory::of(std::process::id())?;
-    let (helpers_cpu, helpers_memory) = attached.helpers()?;
+    let (sidecars_cpu, sidecars_memory) = attached.sidecars()?;
     let resident = |memory: &Memory| memory.anonymous + memory.shared;
 
     let mut figures = performed.figures(&alone, begun, ready, total);
-    let grown = resident(&after).saturating_sub(resident(&memory)) + helpers_memory;
+    let grown = resident(&after).saturating_sub(resident(&memory)) + sidecars_memory;
     figures.insert(Figure::MemoryBytes, grown as f64);
-    figures.insert(Figure::ClientCpuS, (cpu + helpers_cpu).as_secs_f64());
+    figures.insert(Figure::ClientCpuS, (cpu + sidecars_cpu).as_secs_f64());
     performed.compare()?;
     let worked = Worked {
         figures,
@@ -228,7 +228,8 @@ fn perform(region: &dyn Attached, work: &Work, times: Times) -> Result<Performed
         }
         let started = Instant::now();
         if started >= until {
-            done.capped = work.whole;
+            // Work that can stop at any time has stopped; but where the region took all the time that there was, none was done.
+            done.capped = work.whole || started >= times.until;
             break;
         }
         match *operation {
@@ -391,7 +392,12 @@ mod tests {
         let over = Times { until: Instant::now(), stop: Duration::from_secs(60) };
         let in_order = perform(&region(8, None), &work(Pattern::InOrder, 8, None, 1.0, 1), over);
         assert!(in_order.is_ok_and(|performed| performed.capped && performed.done == 0));
-        let random = perform(&region(8, None), &work(Pattern::Random, 8, None, 1.0, 1), over);
-        assert!(random.is_ok_and(|performed| !performed.capped));
+        for pattern in [Pattern::Random, Pattern::HotSet, Pattern::Mixed] {
+            let work = work(pattern, 8, None, 1.0, 1);
+            let late = perform(&region(8, None), &work, over);
+            assert!(late.is_ok_and(|performed| performed.capped && performed.done == 0), "{pattern:?}");
+            let stopped = perform(&region(8, None), &work, Times { stop: Duration::ZERO, ..times(60.0) });
+            assert!(stopped.is_ok_and(|performed| !performed.capped), "{pattern:?}");
+        }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! One circumstance is varied at a time, around a base point: first along the link's round-trip time and its rate, then
 //! the chunk, the connections, and what the application does. Round-trip times and chunks are varied for more than
-//! one pattern, since reading all, reading here and there, and writing are different questions. It is a sum of lines
+//! one pattern, since reading all, reading here and there, writing now and then, and writing all are different questions. It is a sum of lines
 //! through base points, never their product; a test holds that.
 //!
 //! Order: round by round, so that whatever changes on the machine in the course of a study meets all cells alike. Within a
@@ -144,13 +144,20 @@ impl Pattern {
             Self::Random => "random",
             Self::HotSet => "hot-set",
             Self::Write => "write",
+            Self::Fill => "fill",
             Self::Mixed => "mixed",
         }
     }
 
+    /// Whether it is timed how long changes take to the server, by one that is flushed now and then. Where all that can be
+    /// written is, such flushes would be what is measured.
+    pub fn is_timed(self) -> bool {
+        self.writes() && self != Self::Fill
+    }
+
     /// Whether the application writes.
     pub fn writes(self) -> bool {
-        matches!(self, Self::Write | Self::Mixed)
+        matches!(self, Self::Write | Self::Fill | Self::Mixed)
     }
 }
 
@@ -176,13 +183,14 @@ fn points(profile: Profile, method: Method, mode: Option<Mode>) -> Vec<(Dimensio
     let mut points = vec![(Dimension::Base, BASE), (Dimension::Pattern, random)];
     let hot = Point { pattern: Pattern::HotSet, ..BASE };
     let mixed = Point { pattern: Pattern::Mixed, ..BASE };
-    for point in [hot, writing(0.1), write, writing(10.0), mixed] {
+    let fill = Point { pattern: Pattern::Fill, ..BASE };
+    for point in [hot, writing(0.1), write, writing(10.0), fill, mixed] {
         points.push((Dimension::Pattern, point));
     }
     if method.is_local() {
         return points;
     }
-    for around in [BASE, random, write] {
+    for around in [BASE, random, write, fill] {
         points.extend(lines.rtts.iter().map(|rtt_ms| (Dimension::Rtt, Point { rtt_ms: *rtt_ms, ..around })));
     }
     for around in [BASE, random] {
@@ -294,20 +302,22 @@ mod tests {
             let has = |point: Point| {
                 assert!(of.iter().any(|cell| cell.point == point), "{method:?} {mode:?} lacks {point:?}");
             };
-            for pattern in [Pattern::InOrder, Pattern::Random, Pattern::HotSet, Pattern::Mixed] {
+            for pattern in [Pattern::InOrder, Pattern::Random, Pattern::HotSet, Pattern::Fill, Pattern::Mixed]
+            {
                 has(Point { pattern, ..BASE });
             }
             for share in [0.1, 1.0, 10.0] {
                 has(writing(share));
             }
             if method.is_local() {
-                assert_eq!(of.len(), 7, "what is local has no link");
+                assert_eq!(of.len(), 8, "what is local has no link");
                 continue;
             }
             for rtt_ms in [0, 1, 2, 5, 10, 25, 50] {
                 has(Point { rtt_ms, ..BASE });
                 has(Point { rtt_ms, pattern: Pattern::Random, ..BASE });
                 has(Point { rtt_ms, ..writing(1.0) });
+                has(Point { rtt_ms, pattern: Pattern::Fill, ..BASE });
             }
             has(Point { rate_bits: Some(1_000_000_000), ..BASE });
             if method == Method::Uffd {
@@ -324,7 +334,7 @@ mod tests {
         for cell in &cells {
             assert!(distance(&cell.point) <= 1, "{cell:?}");
             let is_on_a_line = match cell.point.pattern {
-                Pattern::InOrder | Pattern::Random => true,
+                Pattern::InOrder | Pattern::Random | Pattern::Fill => true,
                 Pattern::Write => cell.point.dirty_percent == Some(1.0) || distance(&cell.point) == 0,
                 Pattern::HotSet | Pattern::Mixed => distance(&cell.point) == 0,
             };

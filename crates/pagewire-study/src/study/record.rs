@@ -53,6 +53,9 @@ pub struct Run {
     pub region_bytes: u64,
     /// The cells of the whole study, every round of each counted.
     pub cells: u64,
+    /// The share of segments that every link loses on purpose, in each direction.
+    #[serde(default)]
+    pub loss: f64,
 }
 
 /// A machine, as far as results depend on it.
@@ -100,6 +103,9 @@ pub struct LinkRecord {
     pub measured_rtt_s: Option<f64>,
     /// Payload bits per second over several TCP connections, between its ends.
     pub measured_rate_bits: Option<u64>,
+    /// The share of segments that did not arrive, meanwhile.
+    #[serde(default)]
+    pub measured_loss: Option<f64>,
     /// Whether cells are run on it: it could be made, and is what was asked for.
     pub accepted: bool,
     /// Why not.
@@ -202,6 +208,8 @@ pub enum Pattern {
     HotSet,
     /// Writes pages at a steady rate, [`Point::dirty_percent`] of the region a second.
     Write,
+    /// Replaces the whole region from its first page to its last, as fast as it can, and waits until that is durable.
+    Fill,
     /// Reads pages and writes one for every four, in an order that nobody foresees.
     Mixed,
 }
@@ -271,7 +279,7 @@ pub enum Figure {
     /// The longest first touch.
     TouchMaxS,
     /// Bytes of work per second, from when the region was usable until the work was done and flushed. Of a steady rate
-    /// it is that rate, where the method keeps up.
+    /// it is that rate, where the method keeps up; of [`Pattern::Fill`] it is what can be written.
     ThroughputBytesPerS,
     /// Processor time of all processes on the client, the application among them, from when it asks for the region until
     /// the work was done.

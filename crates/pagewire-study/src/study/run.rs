@@ -41,6 +41,8 @@ pub struct Options {
     pub region_bytes: Option<u64>,
     /// What the order and everything random follows from.
     pub seed: Option<u64>,
+    /// The share of segments that every link loses on purpose, in thousandths that are whole.
+    pub loss: Option<f64>,
     /// How far a link may be from what was asked for, as a share.
     pub tolerance: f64,
 }
@@ -81,7 +83,7 @@ impl Profile {
 pub fn run_if_asked() {
     crate::server::serve_if_asked();
     crate::nbd::run_if_asked();
-    super::helper::run_if_asked();
+    super::sidecar::run_if_asked();
     super::application::run_if_asked();
     super::worker::run_if_asked();
 }
@@ -193,6 +195,7 @@ impl Study {
             cap_s: run.cap_s,
             steady_s: (run.cap_s * STEADY).min(MOST_STEADY_S),
             seed: run.seed,
+            loss_per_mille: (run.loss * 1000.0).round() as u32,
             tolerance: self.options.tolerance,
         };
         if let Some(input) = &mut input {
@@ -231,6 +234,7 @@ fn begin(options: &Options, earlier: Option<&Run>) -> io::Result<Run> {
             .or(earlier.map(|run| run.region_bytes))
             .unwrap_or(profile.region_bytes()),
         cells: 0,
+        loss: options.loss.or(earlier.map(|run| run.loss)).unwrap_or(0.0),
     };
     if let Some(earlier) = earlier {
         same(&options.folder, earlier, &run)?;
@@ -254,6 +258,7 @@ fn same(folder: &Path, earlier: &Run, now: &Run) -> io::Result<()> {
         (earlier.rounds != now.rounds, "another --rounds", earlier.rounds.to_string()),
         (earlier.cap_s != now.cap_s, "another --cap", format!("{}s", earlier.cap_s)),
         (earlier.region_bytes != now.region_bytes, "another --size", earlier.region_bytes.to_string()),
+        (earlier.loss != now.loss, "another --loss", (earlier.loss * 100.0).to_string()),
     ];
     match differing.into_iter().find(|(differs, _, _)| *differs) {
         None => Ok(()),
@@ -413,6 +418,7 @@ mod tests {
             cap_s: None,
             region_bytes: None,
             seed: Some(3),
+            loss: None,
             tolerance: 0.25,
         }
     }

@@ -11,12 +11,13 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::cell::Surroundings;
-use super::links;
+use super::links::{self, Demands};
 use super::plan::Block;
 use super::record::Record;
 use super::side::make_region;
 use super::trouble::{Result, Trouble};
 use crate::child;
+use crate::link::Loss;
 
 /// The hidden argument.
 pub(super) const ROLE: &str = "--pagewire-study-worker";
@@ -38,6 +39,8 @@ pub(super) struct Job {
     pub(super) steady_s: f64,
     /// What everything random follows from.
     pub(super) seed: u64,
+    /// Of a thousand segments, how many every link loses.
+    pub(super) loss_per_mille: u32,
     /// How far a link may be from what was asked for, as a share.
     pub(super) tolerance: f64,
 }
@@ -105,9 +108,13 @@ fn work(job: &Job) -> Result<()> {
     // What cannot be done once cannot be done: nothing is tried in vain for each cell.
     let mut impossible: HashMap<_, Trouble> = HashMap::new();
     for block in &job.blocks {
+        // Rounds lose other segments.
+        let seed = job.seed.wrapping_add(block.round.into());
+        let loss = (job.loss_per_mille > 0).then_some(Loss { per_mille: job.loss_per_mille, seed });
+        let demands = Demands { loss, tolerance: job.tolerance };
         let rate = block.link.rate_bits.map(|rate| format!(" and {} Mbit/s", rate / 1_000_000));
         tell(&Event::Begins(format!("a link of {} ms{}", block.link.rtt_ms, rate.unwrap_or_default())))?;
-        let (record, between) = links::make(block.link, job.tolerance);
+        let (record, between) = links::make(block.link, &demands);
         tell(&Event::Record(Record::Link(record)))?;
         for planned in &block.cells {
             tell(&Event::Begins(planned.id.clone()))?;

@@ -76,6 +76,10 @@ pub(super) fn work(pattern: Pattern, pages: u64, share: Option<f64>, seconds: f6
             };
             (0..HOT_TOUCHES).map(|_| next()).collect()
         }
+        Pattern::Fill => {
+            whole = true;
+            (PROBE + 1..pages).map(|page| Operation::Write(page, 1)).collect()
+        }
         Pattern::Mixed => {
             let order = others(pages, &mut state);
             let mut next = |index: usize| {
@@ -155,6 +159,9 @@ mod tests {
                 writing.operations.iter().all(|operation| matches!(operation, Operation::Write(1.., 1..)))
             );
         }
+        let fill = work(Pattern::Fill, 64, None, 2.0, 5);
+        assert!(fill.operations.into_iter().eq((1..64).map(|page| Operation::Write(page, 1))));
+        assert!(fill.whole && fill.per_second.is_none());
         let mixed = work(Pattern::Mixed, 16_384, None, 2.0, 5);
         let writes = mixed.operations.iter().filter(|operation| matches!(operation, Operation::Write(..)));
         assert_eq!(writes.count(), TOUCHES / 5);

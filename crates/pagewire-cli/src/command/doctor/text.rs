@@ -289,7 +289,7 @@ mod tests {
             "Move by pre-copy: about",
             "  not post-copy: ",
             "Ruled out\n",
-            "What to type\n\n  on the region's host\n    pagewire serve",
+            "What to type\n\n  on the origin\n    pagewire migrate out",
         ] {
             assert!(said.contains(text), "{text}: {said}");
         }

@@ -17,11 +17,12 @@ const METHODS: [(advice::Method, &[Method]); 4] = [
 ];
 
 /// What is measured of each, and at what work.
-const MEASURED: [(&str, Metric, Pattern); 6] = [
+const MEASURED: [(&str, Metric, Pattern); 7] = [
     ("latency: first touch, at random", Metric::TouchMedian, Pattern::Random),
     ("throughput, in order", Metric::Throughput, Pattern::InOrder),
     ("processor time per GB, in order", Metric::CpuPerGb, Pattern::InOrder),
     ("traffic: bytes on the link per byte used, in order", Metric::WirePerByte, Pattern::InOrder),
+    ("throughput, writing all of it until it is durable", Metric::Throughput, Pattern::Fill),
     ("traffic: bytes on the link per changed byte", Metric::WirePerChange, Pattern::Write),
     ("slowdown of a paced writer", Metric::Slowdown, Pattern::Write),
 ];
@@ -77,6 +78,8 @@ fn cell<'a>(study: &'a Study, methods: &[Method], pattern: Pattern, metric: Metr
         .groups
         .iter()
         .filter(|group| methods.contains(&group.series.method) && group.point == point)
+        // Who writes to a mirrored file cannot wait until that is durable.
+        .filter(|group| pattern != Pattern::Fill || group.series.competes(metric, work))
         .collect();
     found.sort_by_key(|group| {
         let without = group.median(metric).is_none();

@@ -69,6 +69,9 @@ pub(super) fn machine(study: &Study) -> Section {
         row("longest work of a cell", seconds(run.cap_s)),
         row("rounds of cells", format!("{} recorded of {}", study.rounds(), run.cells)),
     ]);
+    if run.loss > 0.0 {
+        rows.push(row("lost on purpose", format!("{} % of the segments on every link", run.loss * 100.0)));
+    }
     if let Some(base) = study.base() {
         rows.push(row("base point", point(&base)));
     }
@@ -100,7 +103,9 @@ fn link(link: &Link) -> Vec<Item> {
         LinkKind::Loopback => "loopback".to_owned(),
     };
     if *loss > 0.0 {
-        name += &format!(", {} % lost", loss * 100.0);
+        let found = link.measured(|time| time.measured_loss).map(|spread| spread.median * 100.0);
+        let found = found.map_or_else(String::new, |found| format!(" ({found:.2} % measured)"));
+        name += &format!(", {} % lost{found}", loss * 100.0);
     }
     let measured = |spread: Option<Spread>, format: fn(f64) -> String| {
         let Some(Spread { median, min, max, .. }) = spread else { return "–".to_owned() };

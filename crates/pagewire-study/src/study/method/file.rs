@@ -9,7 +9,7 @@ use pagewire_sys::file_mapping::FileMapping;
 use pagewire_sys::mapping::Protection;
 
 use super::{Access, Attached};
-use crate::study::helper::{Helper, Kind};
+use crate::study::sidecar::{Kind, Sidecar};
 use crate::study::trouble::Result;
 use crate::study::workload::PAGE;
 
@@ -17,14 +17,14 @@ use crate::study::workload::PAGE;
 pub(super) struct Mapped {
     // Dropped first: a mount that is in use is not taken down.
     mapping: FileMapping,
-    helper: Helper,
+    sidecar: Sidecar,
 }
 
 impl Mapped {
     pub(super) fn attach(access: &Access, kind: Kind) -> Result<Self> {
-        let helper = Helper::start(&access.task(kind))?;
-        let mapping = map(&open(&helper, access)?, access)?;
-        Ok(Self { mapping, helper })
+        let sidecar = Sidecar::start(&access.task(kind))?;
+        let mapping = map(&open(&sidecar, access)?, access)?;
+        Ok(Self { mapping, sidecar })
     }
 }
 
@@ -34,8 +34,8 @@ pub(super) fn map(file: &File, access: &Access) -> Result<FileMapping> {
     Ok(FileMapping::new(file.as_fd(), access.bytes as usize, protection)?)
 }
 
-fn open(helper: &Helper, access: &Access) -> Result<File> {
-    Ok(File::options().read(true).write(access.writes()).open(helper.path())?)
+fn open(sidecar: &Sidecar, access: &Access) -> Result<File> {
+    Ok(File::options().read(true).write(access.writes()).open(sidecar.path())?)
 }
 
 impl Attached for Mapped {
@@ -51,27 +51,27 @@ impl Attached for Mapped {
         Ok(self.mapping.sync(0, self.mapping.len())?)
     }
 
-    fn helpers(&mut self) -> Result<(Duration, u64)> {
-        self.helper.usage()
+    fn sidecars(&mut self) -> Result<(Duration, u64)> {
+        self.sidecar.usage()
     }
 
     fn detach(self: Box<Self>) -> Result<()> {
-        let Self { mapping, helper } = *self;
+        let Self { mapping, sidecar } = *self;
         drop(mapping);
-        helper.end()
+        sidecar.end()
     }
 }
 
 /// There is no local copy, and each access is a system call: a mapping would have the kernel keep one.
 pub(super) struct Called {
     file: File,
-    helper: Helper,
+    sidecar: Sidecar,
 }
 
 impl Called {
     pub(super) fn attach(access: &Access, kind: Kind) -> Result<Self> {
-        let helper = Helper::start(&access.task(kind))?;
-        Ok(Self { file: open(&helper, access)?, helper })
+        let sidecar = Sidecar::start(&access.task(kind))?;
+        Ok(Self { file: open(&sidecar, access)?, sidecar })
     }
 }
 
@@ -88,13 +88,13 @@ impl Attached for Called {
         Ok(self.file.sync_all()?)
     }
 
-    fn helpers(&mut self) -> Result<(Duration, u64)> {
-        self.helper.usage()
+    fn sidecars(&mut self) -> Result<(Duration, u64)> {
+        self.sidecar.usage()
     }
 
     fn detach(self: Box<Self>) -> Result<()> {
-        let Self { file, helper } = *self;
+        let Self { file, sidecar } = *self;
         drop(file);
-        helper.end()
+        sidecar.end()
     }
 }

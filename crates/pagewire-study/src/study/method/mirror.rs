@@ -8,24 +8,24 @@ use pagewire_sys::file_mapping::FileMapping;
 
 use super::file::map;
 use super::{Access, Attached};
-use crate::study::helper::{Helper, Kind};
+use crate::study::sidecar::{Kind, Sidecar};
 use crate::study::trouble::Result;
 use crate::study::workload::PAGE;
 
 pub(super) struct Mirrored {
     mapping: FileMapping,
     /// There is one where the application writes.
-    mirror: Option<Helper>,
+    mirror: Option<Sidecar>,
     /// What the copy has used.
     copied: Duration,
 }
 
 impl Mirrored {
     pub(super) fn attach(access: &Access) -> Result<Self> {
-        let mut copy = Helper::start(&access.task(Kind::Copy))?;
+        let mut copy = Sidecar::start(&access.task(Kind::Copy))?;
         let (copied, _) = copy.usage()?;
         copy.end()?;
-        let mirror = access.writes().then(|| Helper::start(&access.task(Kind::Mirror))).transpose()?;
+        let mirror = access.writes().then(|| Sidecar::start(&access.task(Kind::Mirror))).transpose()?;
         let file = File::options().read(true).write(access.writes()).open(&access.file)?;
         Ok(Self { mapping: map(&file, access)?, mirror, copied })
     }
@@ -45,12 +45,12 @@ impl Attached for Mirrored {
         Ok(())
     }
 
-    fn helpers(&mut self) -> Result<(Duration, u64)> {
-        let (cpu, memory) = self.mirror.as_mut().map(Helper::usage).transpose()?.unwrap_or_default();
+    fn sidecars(&mut self) -> Result<(Duration, u64)> {
+        let (cpu, memory) = self.mirror.as_mut().map(Sidecar::usage).transpose()?.unwrap_or_default();
         Ok((cpu + self.copied, memory))
     }
 
     fn detach(self: Box<Self>) -> Result<()> {
-        self.mirror.map_or(Ok(()), Helper::end)
+        self.mirror.map_or(Ok(()), Sidecar::end)
     }
 }

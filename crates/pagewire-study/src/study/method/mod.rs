@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::helper::{Kind, Task};
 use super::record::{Method, Mode, Point};
+use super::sidecar::{Kind, Task};
 use super::trouble::Result;
 
 pub(super) use local::LocalMemory;
@@ -32,7 +32,7 @@ pub(super) trait Attached: Send + Sync {
     fn flush(&self) -> Result<()>;
 
     /// What processes beside the application have used: processor time, and memory in bytes.
-    fn helpers(&mut self) -> Result<(Duration, u64)> {
+    fn sidecars(&mut self) -> Result<(Duration, u64)> {
         Ok((Duration::ZERO, 0))
     }
 
@@ -63,7 +63,7 @@ impl Access {
         self.point.pattern.writes()
     }
 
-    /// What a helper is asked for.
+    /// What a sidecar is asked for.
     fn task(&self, kind: Kind) -> Task {
         Task {
             kind,

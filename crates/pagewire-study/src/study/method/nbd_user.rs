@@ -9,7 +9,7 @@ use pagewire::store::{self, Blocking, Store};
 use pagewire::{ByteRange, PullOrder};
 
 use super::{Access, Attached};
-use crate::study::helper::{chunk, remote};
+use crate::study::sidecar::{chunk, remote};
 use crate::study::trouble::Result;
 use crate::study::workload::PAGE;
 

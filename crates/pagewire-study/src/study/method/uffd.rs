@@ -6,7 +6,7 @@ use pagewire::engine::PullOptions;
 
 use super::local::{load, store};
 use super::{Access, Attached};
-use crate::study::helper::{chunk, pull_order, remote};
+use crate::study::sidecar::{chunk, pull_order, remote};
 use crate::study::trouble::{Result, Trouble};
 use crate::study::workload::PAGE;
 

@@ -24,12 +24,12 @@ use crate::child::{self, Child};
 use crate::usage::Memory;
 
 /// The hidden argument.
-const ROLE: &str = "--pagewire-study-helper";
+const ROLE: &str = "--pagewire-study-sidecar";
 
-/// How long a helper may take until it is ready.
+/// How long a sidecar may take until it is ready.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What a helper says when it is of use, and when it never will be.
+/// What a sidecar says when it is of use, and when it never will be.
 #[derive(Serialize, Deserialize)]
 enum Said {
     /// Where the region is.
@@ -37,7 +37,7 @@ enum Said {
     Trouble(Trouble),
 }
 
-/// What a helper does.
+/// What a sidecar does.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Task {
     /// What.
@@ -56,7 +56,7 @@ pub(super) struct Task {
     pub(super) connections: u32,
 }
 
-/// What a helper does.
+/// What a sidecar does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Kind {
     /// Mounts the region at the file, by FUSE.
@@ -69,13 +69,13 @@ pub(super) enum Kind {
     Mirror,
 }
 
-/// Becomes a helper if this process was started as one; else returns.
+/// Becomes a sidecar if this process was started as one; else returns.
 pub(super) fn run_if_asked() {
     let Some(arguments) = child::arguments_of(ROLE) else { return };
     child::run(|| {
         let [task] = arguments.as_slice() else { return Err(io::ErrorKind::InvalidInput.into()) };
         let task: Task = serde_json::from_str(&task.to_string_lossy())?;
-        match help(&task) {
+        match carry_out(&task) {
             Ok(()) => Ok(()),
             // Whoever has asked knows what to do about it.
             Err(trouble) => child::listening(serde_json::to_string(&Said::Trouble(trouble))?),
@@ -99,7 +99,7 @@ pub(super) fn chunk(bytes: u64) -> Result<ChunkSize> {
     ChunkSize::new(bytes).map_err(|error| Trouble::failed(error.to_string()))
 }
 
-fn help(task: &Task) -> Result<()> {
+fn carry_out(task: &Task) -> Result<()> {
     let address: StoreAddress = task.region.parse()?;
     let owner = task.writable.then(store::this_process);
     let (owner, remote) = (owner.as_deref(), remote(task.connections));
@@ -176,18 +176,18 @@ fn ready(path: &Path) -> Result<()> {
     Ok(child::listening(text)?)
 }
 
-/// A helper process that is ready.
-pub(super) struct Helper {
+/// A sidecar process that is ready.
+pub(super) struct Sidecar {
     child: Child,
     path: PathBuf,
 }
 
-impl Helper {
+impl Sidecar {
     /// Starts it, and waits until it is ready.
     pub(super) fn start(task: &Task) -> Result<Self> {
         let argument = serde_json::to_string(task).map_err(io::Error::from)?;
         let mut child = Child::spawn(ROLE, &[argument.as_ref()], None)?;
-        let line = child.hear(PATIENCE).map_err(|error| Trouble::from(error).of("a helper process"))?;
+        let line = child.hear(PATIENCE).map_err(|error| Trouble::from(error).of("a sidecar"))?;
         match serde_json::from_str(&line).map_err(io::Error::from)? {
             Said::Ready(path) => Ok(Self { child, path }),
             Said::Trouble(trouble) => Err(trouble),
