@@ -2,7 +2,10 @@
 //! one, and whatever fails or is killed on the way, it runs on one side and has all that it has committed.
 
 mod application;
+mod gate;
+mod in_doubt;
 mod killed;
+mod link;
 mod refused;
 mod side;
 
@@ -51,7 +54,7 @@ fn a_database_moves_from_host_to_host_under_its_writer() {
         assert!(arrived.contains(path.to_str().unwrap()) && arrived.contains("stood still"), "{arrived}");
         there.line("complete: ");
         there.line("listening ");
-        assert_eq!(here.end().code(), Some(0), "{}", here.errors());
+        here.ends_with(0);
         assert_eq!(side::mounts_in(application.folder()), [path]);
         let committed = application.committed();
         wait_for("it goes on", || application.committed() > committed + 2);
@@ -62,7 +65,7 @@ fn a_database_moves_from_host_to_host_under_its_writer() {
     application.stop();
     application.check(&application.path("b"));
     here.signal("-TERM");
-    assert_eq!(here.end().code(), Some(0), "{}", here.errors());
+    here.ends_with(0);
     application.leaves_nothing();
 }
 
@@ -121,7 +124,7 @@ fn a_process_is_suspended_by_signals_and_killed_once_its_file_has_moved() {
         &["migrate", "in", &out.region("log"), there.to_str().unwrap(), "--mode", "hybrid"],
     );
     arrived.line("complete: ");
-    assert_eq!(out.end().code(), Some(0), "{}", out.errors());
+    out.ends_with(0);
     use std::os::unix::process::ExitStatusExt;
     assert_eq!(writer.0.wait().unwrap().signal(), Some(9));
     let text = std::fs::read_to_string(&there).unwrap();
@@ -131,7 +134,7 @@ fn a_process_is_suspended_by_signals_and_killed_once_its_file_has_moved() {
     assert!(numbers.len() > 1000 && numbers.iter().zip(0..).all(|(number, expected)| *number == expected));
     assert!(text.len() as u64 >= length);
     arrived.signal("-INT");
-    assert_eq!(arrived.end().code(), Some(0), "{}", arrived.errors());
+    arrived.ends_with(0);
 }
 
 #[test]
@@ -166,14 +169,14 @@ fn regions_of_one_application_move_together_or_not_at_all() {
     assert_eq!(report["regions"][1]["path"], there);
     assert_eq!(report["phase"], "completed");
     assert!(report["downtime"].as_f64().unwrap() > 0.0 && report["decisions"][0].is_string(), "{line}");
-    assert_eq!(out.end().code(), Some(0), "{}", out.errors());
+    out.ends_with(0);
     assert!(std::fs::read(here).unwrap() == "one".repeat(10_000).as_bytes());
     assert!(std::fs::read(there).unwrap() == "two".repeat(10_000).as_bytes());
     let told = std::fs::read_to_string(application.path("told")).unwrap();
     let paths = [application.path("one"), application.path("two")].map(|path| path.display().to_string());
     assert_eq!(told, paths.join("\n"));
     came.signal("-TERM");
-    assert_eq!(came.end().code(), Some(0), "{}", came.errors());
+    came.ends_with(0);
 }
 
 #[test]
@@ -182,7 +185,7 @@ fn what_has_arrived_is_there_again_after_a_restart() {
     let path = application.path("b");
     let mut there = application.arrive(&out.region(NAME), &path, &[]);
     there.line("complete: ");
-    assert_eq!(out.end().code(), Some(0));
+    out.ends_with(0);
     let region = out.region(NAME);
     // What the origin's file holds is older, and is not offered again by mistake.
     let again = application.try_out();
@@ -190,7 +193,7 @@ fn what_has_arrived_is_there_again_after_a_restart() {
     assert!(String::from_utf8_lossy(&again.stderr).contains("has moved with everything"), "{again:?}");
     application.stop();
     there.signal("-TERM");
-    assert_eq!(there.end().code(), Some(0), "{}", there.errors());
+    there.ends_with(0);
     let mut again = application.arrive(&region, &path, &[]);
     assert!(again.line("arrived ").contains("everything was here already"));
     let committed = application.committed();
@@ -198,7 +201,7 @@ fn what_has_arrived_is_there_again_after_a_restart() {
     application.stop();
     application.check(&path);
     again.signal("-TERM");
-    assert_eq!(again.end().code(), Some(0), "{}", again.errors());
+    again.ends_with(0);
     application.leaves_nothing();
 }
 
@@ -208,8 +211,8 @@ fn a_destination_in_the_background_returns_when_the_application_runs() {
     let path = application.path("b");
     let mut started = application.arrive(&out.region(NAME), &path, &["--background", "-q"]);
     started.line("arrived ");
-    assert_eq!(started.end().code(), Some(0), "{}", started.errors());
-    assert_eq!(out.end().code(), Some(0), "{}", out.errors());
+    started.ends_with(0);
+    out.ends_with(0);
     let committed = application.committed();
     wait_for("it goes on", || application.committed() > committed + 2);
     application.stop();

@@ -14,6 +14,24 @@ struct Process(Child);
 
 impl Process {
     fn start(args: &[&str], word: &str) -> Self {
+        Self::try_start(args, word).unwrap_or_else(|said| panic!("pagewire {args:?} said {said}"))
+    }
+
+    /// The same as soon as the lease of another one, that is gone, has lapsed.
+    fn start_next(args: &[&str], word: &str) -> Self {
+        let mut started = None;
+        wait_for("the lease lapses", || {
+            match Self::try_start(args, word) {
+                Err(said) => assert!(said.contains("has the lease"), "pagewire {args:?} said {said}"),
+                Ok(process) => started = Some(process),
+            }
+            started.is_some()
+        });
+        started.unwrap()
+    }
+
+    /// What it has said instead, where it does not begin.
+    fn try_start(args: &[&str], word: &str) -> Result<Self, String> {
         let mut child = pagewire(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         let mut said = BufReader::new(child.stdout.take().unwrap());
@@ -23,11 +41,11 @@ impl Process {
             process.0.kill().unwrap();
             let mut errors = String::new();
             std::io::Read::read_to_string(&mut process.0.stderr.take().unwrap(), &mut errors).unwrap();
-            panic!("pagewire {args:?} said {line:?} and {errors}");
+            return Err(format!("{line:?} and {errors}"));
         }
         // What it says at its end goes nowhere, and it is not to mind.
         std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
-        process
+        Ok(process)
     }
 
     /// Tells it to end, and waits for that.
@@ -128,9 +146,9 @@ fn whoever_is_killed_all_are_equal_in_the_end() {
     let mut hub = place.hub("pw://127.0.0.1:0");
     let address = hub.address.clone();
     let region = format!("{address}/state");
-    let mirror = || Process::start(&["mirror", file_name, &region, "--interval", "5ms"], "mirroring ");
+    let mirror = ["mirror", file_name, &region, "--interval", "5ms"];
     let follow = || Process::start(&["follow", &region, copy_name], "following ");
-    let (mut mirroring, mut following) = (mirror(), follow());
+    let (mut mirroring, mut following) = (Process::start(&mirror, "mirroring "), follow());
     for round in 0..6u8 {
         let until = Instant::now() + Duration::from_millis(300);
         let mut at = u64::from(round) * 1009;
@@ -141,8 +159,7 @@ fn whoever_is_killed_all_are_equal_in_the_end() {
         match round % 3 {
             0 => {
                 drop(mirroring);
-                std::thread::sleep(Duration::from_millis(200));
-                mirroring = mirror();
+                mirroring = Process::start_next(&mirror, "mirroring ");
             }
             1 => {
                 drop(following);

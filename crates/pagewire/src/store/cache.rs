@@ -34,7 +34,9 @@
 //! region holds the same bytes by now; so is who opens the cache for another region, or only to read, since what
 //! was not flushed is part of no epoch. To give the changes up, their file has to be removed.
 
+mod contract;
 mod files;
+mod follow;
 mod keeping;
 mod local;
 mod read;
@@ -47,25 +49,19 @@ mod tests;
 
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use pagewire_core::cache::Head;
 use pagewire_core::chunk::{ByteRange, PAGE_SIZE};
-use pagewire_core::wire::MAX_RANGES;
 use serde::Serialize;
 
 use super::pool::Pool;
-use super::{
-    Completion, Flush, Info, Lent, Read, RemoteOptions, RemoteStore, STAGED, Sink, Stage, Store, Stream,
-    StreamRequest, Urgency,
-};
+use super::{Lent, RemoteOptions, RemoteStore, Store};
 use crate::address::StoreAddress;
 use crate::error::{Error, ErrorKind, Result};
-use local::{Done, Job, Local, Move, touching};
-use read::{Answer, CachedStream, Joined, coalesce};
+use local::{Done, Local};
 use recover::Recovered;
 use unpushed::Unpushed;
 
@@ -346,254 +342,6 @@ impl CacheStore {
         }
         Ok(unpushed)
     }
-
-    /// Follows the store to its epoch.
-    fn follow(&self, info: &Info) {
-        let region = *info.id.as_bytes();
-        let (known, same) = {
-            let view = self.local.view();
-            (view.epoch, view.region == region && view.epoch > 0)
-        };
-        if same && info.epoch <= known {
-            return;
-        }
-        // The store may be asked for this, so no lock is held.
-        let changes = if same { self.store.changes(known) } else { None };
-        if same && changes.is_none() {
-            let cache = self.local.path.display();
-            tracing::info!(
-                "what has changed since the cache {cache} was used is not known; it is filled anew"
-            );
-        }
-        let mut view = self.local.view();
-        if view.epoch != known {
-            return;
-        }
-        let before = view.length;
-        let cut = before.min(info.length);
-        let stale = changes.map(|changes| {
-            let end = before.max(info.length);
-            let tail = ByteRange::new(cut, end);
-            let changes = changes.into_iter().chain([tail]).map(|range| touching(range.clamp_to(end)));
-            changes.filter(|pages| !pages.is_empty()).collect::<Vec<_>>()
-        });
-        match &stale {
-            Some(stale) => stale.iter().for_each(|pages| view.forget(pages.clone())),
-            None => {
-                let everything = view.present.len();
-                view.forget(0..everything);
-                view.salt = new_salt();
-            }
-        }
-        view.resize(info.length);
-        (view.region, view.epoch) = (region, info.epoch);
-        view.begin_generation(stale.clone());
-        let head = Head { sequence: 0, region, salt: view.salt, epoch: info.epoch, length: info.length };
-        let step = Move { head, generation: view.generation, stale, staged: Vec::new() };
-        // Under the view's lock: steps follow each other in the order of their epochs.
-        if cut < before {
-            self.local.push(Job::Cut(cut), 0);
-        }
-        self.local.push(Job::Move(step), 0);
-    }
-
-    /// What of a read the image has, and what the store has to be asked for. None where all of it is the
-    /// store's.
-    fn split(&self, ranges: &[ByteRange], epoch: u64) -> Option<(local::Pulled, Vec<ByteRange>, Groups)> {
-        let view = self.local.view();
-        let end = ranges.iter().map(|range| range.end).max().unwrap_or(0);
-        if epoch != STAGED && (epoch != view.epoch || end > view.length) {
-            return None;
-        }
-        let (mut there, mut groups) = (Vec::new(), Vec::with_capacity(ranges.len()));
-        for range in ranges {
-            let mut missing = Vec::new();
-            view.split(*range, &mut there, &mut missing);
-            groups.push(missing);
-        }
-        Some((view.pulled(), there, groups))
-    }
-
-    fn answer(&self, at: local::Pulled, epoch: u64, urgency: Urgency, sink: Arc<dyn Sink>) -> Answer {
-        let (local, store) = (self.local.clone(), self.store.clone());
-        Answer { local, store, at, epoch, urgency, joined: Joined::new(sink) }
-    }
-}
-
-/// What is missing of each range of a request.
-type Groups = Vec<Vec<ByteRange>>;
-
-fn new_salt() -> u64 {
-    let mut salt = [0; 8];
-    salt.copy_from_slice(&crate::peer::random_id()[..8]);
-    u64::from_le_bytes(salt)
-}
-
-impl Store for CacheStore {
-    fn info(&self) -> Info {
-        self.seen(self.store.info())
-    }
-
-    fn read(&self, read: Read) {
-        let Some((at, there, mut groups)) = self.split(&read.ranges, read.epoch) else {
-            return self.store.read(read);
-        };
-        let Read { epoch, urgency, sink, .. } = read;
-        let answer = self.answer(at, epoch, urgency, sink);
-        let kept = if epoch == STAGED { self.take_recovered(&mut groups) } else { Vec::new() };
-        answer.ask(groups.concat());
-        if !kept.is_empty() {
-            answer.joined.begin();
-            let (answer, unpushed) = (answer.clone(), self.unpushed.clone());
-            self.pool.run(Box::new(move || answer.joined.end(answer.answer_kept(&unpushed, &kept))));
-        }
-        let wait = urgency == Urgency::Background || self.local.in_memory;
-        let ended = Arc::<AtomicBool>::default();
-        let left = answer.answer(&there, wait, &ended);
-        if !left.is_empty() {
-            answer.joined.begin();
-            let answer = answer.clone();
-            self.pool.run(Box::new(move || {
-                let left = answer.answer(&left, true, &ended);
-                answer.ask(left);
-                answer.joined.end(Ok(()));
-            }));
-        }
-        answer.joined.end(Ok(()));
-    }
-
-    fn write(&self, ranges: &[ByteRange], bytes: &[u8], done: Completion) {
-        match self.push_recovered() {
-            Ok(()) => {
-                self.replaces(ranges);
-                self.write_through(ranges, bytes, done);
-            }
-            Err(error) => done(Err(error)),
-        }
-    }
-
-    fn zero(&self, ranges: &[ByteRange], done: Completion) {
-        match self.push_recovered() {
-            Ok(()) => {
-                self.replaces(ranges);
-                self.zero_through(ranges, done);
-            }
-            Err(error) => done(Err(error)),
-        }
-    }
-
-    fn set_length(&self, length: u64, done: Completion) {
-        match self.push_recovered() {
-            Ok(()) => {
-                self.replaces_from(length.min(self.store.stage().length));
-                self.set_length_through(length, done);
-            }
-            Err(error) => done(Err(error)),
-        }
-    }
-
-    fn flush(&self, flush: Flush) {
-        match self.push_recovered() {
-            Ok(()) => self.flush_through(flush),
-            Err(error) => (flush.done)(Err(error)),
-        }
-    }
-
-    fn stage(&self) -> Stage {
-        let stage = self.store.stage();
-        let recovered = self.recovered.lock().expect("no holder panics");
-        let length = recovered.as_ref().and_then(|recovered| recovered.length_at(&stage));
-        Stage { recovered: recovered.is_some(), length: length.unwrap_or(stage.length), ..stage }
-    }
-
-    fn discard(&self) -> Result<()> {
-        self.store.discard()?;
-        self.give_up_written();
-        Ok(())
-    }
-
-    fn fence(&self) -> Result<Option<u64>> {
-        self.check_writable()?;
-        self.begin_writer()
-    }
-
-    fn pin(&self, epoch: Option<u64>) -> Result<Info> {
-        let info = self.store.pin(epoch)?;
-        if epoch.is_none() {
-            self.follow(&info);
-        }
-        Ok(self.seen(info))
-    }
-
-    fn unpin(&self, epoch: u64) {
-        self.store.unpin(epoch);
-    }
-
-    fn newest(&self) -> u64 {
-        self.store.newest()
-    }
-
-    fn changes(&self, since: u64) -> Option<Vec<ByteRange>> {
-        self.store.changes(since)
-    }
-
-    fn stream(&self, stream: StreamRequest) -> Result<Box<dyn Stream>> {
-        let StreamRequest { ranges, epoch, sink } = stream;
-        let Some((at, there, mut groups)) = self.split(&ranges, epoch) else {
-            return self.store.stream(StreamRequest { ranges, epoch, sink });
-        };
-        let answer = self.answer(at, epoch, Urgency::Background, sink);
-        let kept = if epoch == STAGED { self.take_recovered(&mut groups) } else { Vec::new() };
-        // What was joined would bring what is kept from the store.
-        let mut asked = if kept.is_empty() { coalesce(groups, MAX_RANGES) } else { groups.concat() };
-        let rest = asked.split_off(asked.len().min(MAX_RANGES));
-        // What was joined covers some of what is there.
-        let covered = ByteRange::union(asked.clone());
-        let there: Vec<ByteRange> = there.into_iter().flat_map(|range| without(range, &covered)).collect();
-        let mut remote = None;
-        if !asked.is_empty() {
-            answer.joined.begin();
-            let sink = answer.sink();
-            remote = Some(self.store.stream(StreamRequest { ranges: asked.clone(), epoch, sink })?);
-            answer.ask(rest);
-        }
-        let ended = Arc::<AtomicBool>::default();
-        let (cancelled, unpushed) = (ended.clone(), self.unpushed.clone());
-        self.pool.run(Box::new(move || {
-            let kept = answer.answer_kept(&unpushed, &kept);
-            answer.answer(&there, true, &cancelled);
-            let is_cancelled = cancelled.load(Ordering::Acquire) && !there.is_empty();
-            answer.joined.end(match is_cancelled {
-                true => Err(Error::new(ErrorKind::Cancelled, "the stream was cancelled")),
-                false => kept,
-            });
-        }));
-        Ok(Box::new(CachedStream { ended, remote, asked }))
-    }
-
-    fn round_trip(&self) -> Duration {
-        self.store.round_trip()
-    }
-
-    fn refresh(&self) -> Result<Info> {
-        let info = self.store.refresh()?;
-        self.follow(&info);
-        Ok(self.seen(info))
-    }
-
-    fn cache(&self) -> Option<&CacheStore> {
-        Some(self)
-    }
-}
-
-impl CacheStore {
-    /// What the store says, as it is through the cache.
-    fn seen(&self, mut info: Info) -> Info {
-        // Whoever is lent the file has to know that it moves on with a refresh.
-        info.capabilities.lend = false;
-        info.writable &= self.writable;
-        info
-    }
 }
 
 impl Drop for CacheStore {
@@ -611,16 +359,4 @@ impl Drop for CacheStore {
             let _ = pagewire_sys::file::unlock(file.as_fd());
         }
     }
-}
-
-/// What of `range` is in none of `others`, which are in order and do not overlap.
-fn without(range: ByteRange, others: &[ByteRange]) -> Vec<ByteRange> {
-    let mut left = vec![range];
-    let first = others.partition_point(|other| other.end <= range.start);
-    for other in others[first..].iter().take_while(|other| other.start < range.end) {
-        let last = left.pop().unwrap_or(ByteRange::new(range.end, range.end));
-        left.extend(last.without(*other));
-    }
-    left.retain(|range| !range.is_empty());
-    left
 }

@@ -28,7 +28,7 @@ fn server() -> (Server, PeerAddress) {
 }
 
 fn mount(peer: &PeerAddress, folder: &tempfile::TempDir, options: MountOptions) -> Mounted {
-    Mounted::guard(Mount::peer(peer, folder.path(), options, &RemoteOptions::default()).unwrap())
+    Mounted::at(folder.path(), |path| Mount::peer(peer, path, options, &RemoteOptions::default())).unwrap()
 }
 
 fn bytes_at(peer: &PeerAddress, name: &str) -> Vec<u8> {

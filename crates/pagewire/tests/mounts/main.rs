@@ -11,6 +11,7 @@ mod directories;
 mod epochs;
 mod faults;
 mod holes;
+mod killed;
 mod life;
 mod moving;
 mod passthrough;

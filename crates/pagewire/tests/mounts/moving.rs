@@ -276,8 +276,9 @@ fn the_files_of_a_directory_are_moved_by_their_names_and_read_ones_not_at_all() 
     let host = Host::new(&pattern(100 * 4096, 7), CAPACITY);
     let place = host.place("directory");
     std::fs::create_dir(&place).unwrap();
-    let mount = Mount::peer(&host.address(), &place, writable(), &RemoteOptions::default()).unwrap();
-    let mounted = crate::support::Mounted::guard(mount);
+    let remote = RemoteOptions::default();
+    let mount = |path: &_| Mount::peer(&host.address(), path, writable(), &remote);
+    let mounted = crate::support::Mounted::at(&place, mount).unwrap();
     assert_eq!(kind(mounted.live()), Some(ErrorKind::Usage));
     assert_eq!(kind(mounted.live_of("none")), Some(ErrorKind::NotFound));
     let live = mounted.live_of(crate::support::NAME).unwrap();

@@ -26,7 +26,7 @@ fn mount(host: &Host, cache: &Path, options: MountOptions) -> Mounted {
     let address = StoreAddress::Remote(region_at(&host.address(), NAME));
     let store = open_cached(&address, None, &RemoteOptions::default(), Some(cache)).unwrap();
     let region = Region::at(&address, store).unwrap();
-    Mounted::guard(Mount::region(&region, &host.place("mounted"), options).unwrap())
+    Mounted::at(&host.place("mounted"), |path| Mount::region(&region, path, options)).unwrap()
 }
 
 fn path_of(mounted: &Mounted) -> String {

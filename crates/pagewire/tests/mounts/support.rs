@@ -1,7 +1,9 @@
-//! What the tests share: a server to mount from, mounts that are taken down, and deadlines.
+//! What the tests share: a server to mount from, mounts that are taken down, and deadlines. [`warden`] takes down what is
+//! left of them when the process is killed.
 
 #[path = "../promises/support/proxy.rs"]
 pub(crate) mod proxy;
+mod warden;
 
 use std::fs::File;
 use std::ops::Deref;
@@ -176,10 +178,7 @@ static MOUNTS: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 /// Ends the connections of all mounts to the kernel, whatever waits for them: a process that serves a mount cannot
 /// end while it has a file of that mount open which waits for an answer.
 pub(crate) fn abort_mounts() {
-    for path in MOUNTS.lock().unwrap().drain(..) {
-        // Most are gone.
-        let _ = Command::new("umount").args(["-q", "-f", "-l"]).arg(path).stderr(Stdio::null()).status();
-    }
+    MOUNTS.lock().unwrap().drain(..).for_each(|path| warden::abort(&path));
 }
 
 /// Mounts the region `region` at `peer`.
@@ -192,14 +191,16 @@ pub(crate) fn mount(
     let address = StoreAddress::Remote(region_at(peer, NAME));
     let store = store::open(&address, options.writable, remote)?;
     let region = Region::at(&address, store)?;
-    Ok(Mounted::guard(Mount::region(&region, path, options)?))
+    Mounted::at(path, |path| Mount::region(&region, path, options))
 }
 
 impl Mounted {
-    /// Guards a mount.
-    pub(crate) fn guard(mount: Mount) -> Self {
-        MOUNTS.lock().unwrap().push(mount.path().into());
-        Self { path: mount.path().into(), mount: Some(mount) }
+    /// Mounts something at a path, which is known to the [`warden`] before.
+    pub(crate) fn at(path: &Path, mount: impl FnOnce(&Path) -> Result<Mount>) -> Result<Self> {
+        MOUNTS.lock().unwrap().push(path.into());
+        warden::watch(path);
+        let mount = mount(path)?;
+        Ok(Self { path: mount.path().into(), mount: Some(mount) })
     }
 
     /// The mounted file, to be read and written.

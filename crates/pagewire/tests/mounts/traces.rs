@@ -58,7 +58,7 @@ fn what_was_needed_first_comes_first_the_next_time() {
         read_ahead: Some(4096),
         ..MountOptions::default()
     };
-    let mounted = Mounted::guard(Mount::region(&region, &path, options).unwrap());
+    let mounted = Mounted::at(&path, |path| Mount::region(&region, path, options)).unwrap();
     let opened = mounted.open_to_read();
     let needed = [40, 7, 63, 8, 0, 21];
     for chunk in needed {
@@ -77,7 +77,7 @@ fn what_was_needed_first_comes_first_the_next_time() {
     let order = trace::recorded(&file, ChunkSize::DEFAULT).unwrap();
     // Two threads may take the kernel's requests in another order than that in which they come.
     let options = MountOptions { order, threads: 1, ..MountOptions::default() };
-    let mounted = Mounted::guard(Mount::region(&region, &path, options).unwrap());
+    let mounted = Mounted::at(&path, |path| Mount::region(&region, path, options)).unwrap();
     wait_until("all is pulled", || mounted.status_of_file().cached_bytes == CHUNKS * CHUNK);
     let mut reads = store.reads.lock().unwrap().clone();
     reads.dedup();

@@ -62,46 +62,34 @@ impl Application {
         format!("file:{}", self.path(&format!("{place}.store")).display())
     }
 
-    fn offer(&self) -> [String; 2] {
-        [format!("{NAME}={}?capacity=32MiB", self.store_of("a")), self.path("a").display().to_string()]
+    /// The record of a side.
+    pub(super) fn record(&self, name: &str) -> String {
+        self.path(name).display().to_string()
+    }
+
+    /// The words that offer the database at the place `a`; its commands are said behind them.
+    fn offer(&self) -> [String; 7] {
+        let (offer, path) = (format!("{NAME}={}?capacity=32MiB", self.store_of("a")), self.record("a"));
+        ["migrate", "out", &offer, "--mount", &path, "--listen", "pw://127.0.0.1:0"].map(str::to_owned)
     }
 
     /// Offers the database at the place `a`, whose commands may be said otherwise.
     pub(super) fn out(&self, extra: &[&str]) -> Side {
-        let ([offer, path], (stop, start)) = (self.offer(), (self.script("stop"), self.script("start")));
-        let mut args = vec![
-            "migrate",
-            "out",
-            &offer,
-            "--mount",
-            &path,
-            "--listen",
-            "pw://127.0.0.1:0",
-            "--on-resume",
-            &start,
-        ];
+        let (offer, stop, start) = (self.offer(), self.script("stop"), self.script("start"));
+        let mut args = vec!["--on-resume", &start];
         if !extra.contains(&"--on-suspend") {
             args.extend(["--on-suspend", &stop]);
         }
-        let mut side = Side::start(self.folder(), &[&args, extra].concat());
+        let offer = offer.each_ref().map(String::as_str);
+        let mut side = Side::start(self.folder(), &[&offer, &args[..], extra].concat());
         side.line("listening ");
         side
     }
 
     /// The same, where that fails.
     pub(super) fn try_out(&self) -> Output {
-        let [offer, path] = self.offer();
-        run(&[
-            "migrate",
-            "out",
-            &offer,
-            "--mount",
-            &path,
-            "--listen",
-            "pw://127.0.0.1:0",
-            "--on-suspend",
-            "true",
-        ])
+        let offer = self.offer();
+        run(&[&offer.each_ref().map(String::as_str), &["--on-suspend", "true"][..]].concat())
     }
 
     /// Takes the database over.
@@ -112,6 +100,11 @@ impl Application {
             args.extend(["--on-resume", &start]);
         }
         Side::start(self.folder(), &[&args, extra].concat())
+    }
+
+    /// Goes on with what a record tells of.
+    pub(super) fn resume(&self, record: &str) -> Side {
+        Side::start(self.folder(), &["migrate", "resume", record])
     }
 
     /// Starts it at a place.
@@ -162,6 +155,16 @@ impl Application {
         let noted = committed.last().copied().unwrap_or(0);
         // One may have been committed and not noted, for each time that it was killed.
         assert!(last >= noted && last - noted <= 1, "row {noted} of {last}: {errors}");
+    }
+
+    /// It runs at `path`, where `side` serves it, and stops; it has everything, and nothing is left behind.
+    pub(super) fn runs_and_ends(&self, path: &Path, side: &mut Side) {
+        self.wait_for_commits(2);
+        self.stop();
+        self.check(path);
+        side.signal("-TERM");
+        side.ends_with(0);
+        self.leaves_nothing();
     }
 
     /// Nothing is mounted, or left of a mount.

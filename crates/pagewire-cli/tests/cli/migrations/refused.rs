@@ -96,7 +96,7 @@ fn a_command_that_does_not_suspend_the_application_ends_the_migration() {
     });
     let mut there = application.arrive(&region, &path, &[]);
     there.line("complete: ");
-    assert_eq!(out.end().code(), Some(0), "{}", out.errors());
+    out.ends_with(0);
     application.stop();
     application.check(&path);
 }
@@ -109,7 +109,7 @@ fn an_application_that_cannot_be_resumed_is_told() {
     let mut there = application.arrive(&out.region(NAME), &path, &["--on-resume", "exit 3"]);
     there.line("arrived ");
     there.line("complete: ");
-    assert_eq!(out.end().code(), Some(0), "{}", out.errors());
+    out.ends_with(0);
     assert!(there.errors().contains("resume it by hand"), "{}", there.errors());
     application.go_on(&path);
     application.wait_for_commits(2);

@@ -6,7 +6,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use crate::driving::pagewire;
+use crate::driving::{pagewire, stdout};
 
 /// Longer than anything here may take: whatever waits as long as this hangs.
 pub(super) const HANG: Duration = Duration::from_secs(30);
@@ -93,10 +93,25 @@ impl Side {
         }
     }
 
+    /// It ends with this code, within a deadline.
+    pub(super) fn ends_with(&mut self, code: i32) {
+        assert_eq!(self.end().code(), Some(code), "{}", self.errors());
+    }
+
     /// What it has said to standard error.
     pub(super) fn errors(&self) -> String {
         std::fs::read_to_string(&self.errors).unwrap()
     }
+}
+
+/// What `migrate status` says of a region that is offered, or of a record.
+pub(super) fn status(of: &str) -> serde_json::Value {
+    serde_json::from_str(&stdout(&["migrate", "status", of, "--json"])).unwrap()
+}
+
+/// The phase that it says.
+pub(super) fn phase(of: &str) -> String {
+    status(of)["phase"].as_str().unwrap().to_owned()
 }
 
 /// What is mounted in a folder.

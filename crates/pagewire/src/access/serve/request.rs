@@ -111,24 +111,27 @@ fn open(
     id: u64,
     (name, mode, resume): (&str, OpenMode, Option<([u8; 16], u64)>),
 ) -> Result<()> {
-    if let OpenMode::Move { id: migration, owner } = mode {
-        let (handle, info) = moving::open(shared, session, name, (migration, &owner), resume)?;
-        outgoing.reply(id, &Reply::Opened { handle, info });
-        return Ok(());
-    }
-    let (region, access) = find(shared, session, name)?;
-    let info = region.refresh()?;
-    check_identity(region, &info, resume)?;
+    let found = || -> Result<(&Arc<Region>, Access)> {
+        let (region, access) = find(shared, session, name)?;
+        check_identity(region, &region.refresh()?, resume)?;
+        Ok((region, access))
+    };
     match mode {
-        OpenMode::Write { .. } if access < Access::Write => {
-            let text = format!("'{name}' may be read, but not written to, by {}", who(session));
-            return Err(Error::new(ErrorKind::Denied, text));
+        OpenMode::Move { id: migration, owner } => {
+            let (handle, info) = moving::open(shared, session, name, (migration, &owner), resume)?;
+            outgoing.reply(id, &Reply::Opened { handle, info });
         }
         OpenMode::Write { token, owner } => {
+            let (region, access) = found()?;
+            if access < Access::Write {
+                let text = format!("'{name}' may be read, but not written to, by {}", who(session));
+                return Err(Error::new(ErrorKind::Denied, text));
+            }
             let leased = writing::open(shared, session, region, token, &owner)?;
             outgoing.reply(id, &Reply::Leased(leased));
         }
-        OpenMode::Read | OpenMode::Move { .. } => {
+        OpenMode::Read => {
+            let (region, access) = found()?;
             // Before the pin, so that no epoch comes unnoticed between the two.
             region.watch(Arc::downgrade(session) as Weak<dyn Watch>);
             let pin = match resume {

@@ -11,9 +11,10 @@ use std::sync::atomic::Ordering;
 use pagewire_core::cache::Kept;
 use pagewire_core::chunk::{ByteRange, PAGE_SIZE};
 
+use super::CacheStore;
+use super::contract::Groups;
 use super::local::{Flushes, Local, pages_of, touching};
 use super::unpushed::Unpushed;
-use super::{CacheStore, Groups};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Blocking, Info, Part, Sink, Stage, wait};
 

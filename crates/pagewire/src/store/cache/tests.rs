@@ -10,10 +10,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use pagewire_core::cache::{COPY_AT, ENTRIES, Head, Kept, commit_at};
 use pagewire_core::journal::BLOCK;
 
+use super::local::touching;
 use super::*;
 use crate::store::disk::Disk;
 use crate::store::simulated::{Machine, Random, SimulatedDisk};
-use crate::store::{Blocking, MemoryStore, wait};
+use crate::store::{Blocking, Completion, Flush, Info, MemoryStore, Read, STAGED, Stage, wait};
 
 const LENGTH: u64 = 20 * PAGE_SIZE + 100;
 const CAPACITY: u64 = 40 * PAGE_SIZE;
