@@ -67,7 +67,7 @@ pub use control::{Controller, Decision, Goals, Last, Mode, Next, Reason};
 pub use destination::{Cause, Destination, DestinationEffect, Outcome};
 pub use frequency::{Holding, Plan, WriteFrequency};
 pub use origin::{Answer, Origin, OriginEffect};
-pub use record::{DestinationPhase, DestinationRecord, HomeSets, OriginPhase, OriginRecord};
+pub use record::{DestinationPhase, DestinationRecord, HomeSets, OriginPhase, OriginRecord, WitnessAt};
 
 /// Which migration: random, and chosen by the destination anew for each attempt. Who knows it speaks for the
 /// destination, so it goes to nobody but the origin and its operator.

@@ -84,7 +84,7 @@ fn run(first: u64, count: u64) {
         assert!(ends.contains_key(&end), "no run has ended with {end:?}");
     }
     let effects: std::collections::BTreeSet<&str> = met.keys().map(|(effect, _)| effect.as_str()).collect();
-    assert_eq!(effects.len(), 13 + 7, "not every effect was met: {effects:?}");
+    assert_eq!(effects.len(), 13 + 8, "not every effect was met: {effects:?}");
     for effect in effects {
         for how in ["done", "failed", "cut short"] {
             assert!(met.contains_key(&(effect.to_owned(), how)), "{effect} was never {how}");

@@ -246,6 +246,7 @@ impl Arrival<'_> {
             record: kept.clone(),
             owner: None,
             application: Some(application.clone() as Arc<dyn Application>),
+            ..DestinationOptions::default()
         };
         let pairs = self.coming.iter().zip(&self.stores);
         let pairs: Vec<_> = pairs.map(|(region, store)| (region.from.clone(), store.clone())).collect();

@@ -97,7 +97,7 @@ impl Resident {
         let OfferOptions { offering, identity, compress, record } = options;
         let live = |mounted: &Mounted| Ok((mounted.region.name().to_owned(), mounted.mount.live()?));
         let lives = self.mounted.iter().map(live).collect::<pagewire::Result<Vec<_>>>()?;
-        let origin_options = OriginOptions { record, lapse: offering.lapse };
+        let origin_options = OriginOptions { record, lapse: offering.lapse, ..OriginOptions::default() };
         let origin = Origin::new(lives, application.clone(), origin_options)?;
         let which = Arc::downgrade(&origin);
         application.know_migration(move || which.upgrade().and_then(|origin| origin.status().migration));

@@ -84,7 +84,11 @@ impl HostB {
     pub(super) fn is_owner(&self) -> bool {
         matches!(
             self.recorded(),
-            Some(DestinationPhase::Accepted { .. } | DestinationPhase::Completed { .. })
+            Some(
+                DestinationPhase::Accepted { .. }
+                    | DestinationPhase::Home { .. }
+                    | DestinationPhase::Completed { .. }
+            )
         )
     }
 

@@ -1,21 +1,28 @@
 //! One region of a migration, at its origin: what was written of it, and what the destination was told of that.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use pagewire_core::bitmap::BitSet;
 use pagewire_core::chunk::{ByteRange, ChunkSize, Geometry, PAGE_SIZE};
-use pagewire_core::wire::MAX_RANGES;
+use pagewire_core::wire::{MAX_RANGES, Witnessed};
 
 use super::live::{Live, LiveStore};
+use super::witness::Witness;
+use super::witnessing::Witnessing;
 use crate::engine::Region;
 use crate::error::Result;
+use crate::store::Read;
 
 /// A region that is moved away.
 pub(super) struct Outgoing {
     pub(super) name: String,
     pub(super) live: Arc<dyn Live>,
-    sets: Mutex<Sets>,
+    sets: Arc<Mutex<Sets>>,
+    /// Where it is streamed to first, and how long that may fail.
+    witness: Option<(Witness, Duration)>,
+    witnessing: Mutex<Option<Arc<Witnessing>>>,
 }
 
 struct Sets {
@@ -23,9 +30,21 @@ struct Sets {
     pending: BitSet,
     /// The set that the destination may not have received yet; everything, where that is not known.
     kept: Option<BitSet>,
-    /// How much was found to be written since somebody has looked, and since when.
-    written: u64,
+    /// What its witness lacks, where it has one.
+    unwitnessed: Option<BitSet>,
+    /// Of which tracking all of this is, and whether it lasts.
+    tracking: u64,
+    tracks: bool,
+    /// What was found to be written since somebody has looked, and since when.
+    written: BitSet,
     looked: Instant,
+}
+
+/// What a witness is to be told of a region, for as long as the tracking lasts.
+pub(super) struct Unwitnessed {
+    live: Arc<dyn Live>,
+    sets: Arc<Mutex<Sets>>,
+    tracking: u64,
 }
 
 /// What was written, since somebody has looked.
@@ -37,9 +56,9 @@ pub(super) struct Written {
 }
 
 impl Outgoing {
-    pub(super) fn new(name: String, live: Arc<dyn Live>) -> Self {
-        let sets = Sets { pending: BitSet::new(0), kept: None, written: 0, looked: Instant::now() };
-        Self { name, live, sets: Mutex::new(sets) }
+    pub(super) fn new(name: String, live: Arc<dyn Live>, witness: Option<(Witness, Duration)>) -> Self {
+        let sets = Arc::new(Mutex::new(Sets::new(0, 0, false)));
+        Self { name, live, sets, witness, witnessing: Mutex::default() }
     }
 
     fn sets(&self) -> MutexGuard<'_, Sets> {
@@ -59,18 +78,64 @@ impl Outgoing {
     pub(super) fn track(&self) -> Result<()> {
         let mut sets = self.sets();
         let pages = Geometry::new(self.live.info().capacity, ChunkSize::PAGE).page_count();
-        *sets = Sets { pending: BitSet::new(pages), kept: None, written: 0, looked: Instant::now() };
+        *sets = Sets::new(pages, sets.tracking + 1, self.witness.is_some());
         self.live.track()?;
         // What was written before, and nobody has collected yet, is read with everything else.
         self.live.take_written(&mut BitSet::new(pages))?;
         sets.looked = Instant::now();
+        let tracking = sets.tracking;
+        drop(sets);
+        if let Some((witness, patience)) = &self.witness {
+            let unwitnessed = Unwitnessed { live: self.live.clone(), sets: self.sets.clone(), tracking };
+            let witnessing = Witnessing::start(witness.clone(), *patience, &self.name, unwitnessed)?;
+            *self.lock_witnessing() = Some(Arc::new(witnessing));
+        }
         Ok(())
     }
 
     pub(super) fn untrack(&self) {
         self.live.untrack();
+        self.let_go_of_witness();
         let mut sets = self.sets();
-        (sets.pending, sets.kept) = (BitSet::new(0), None);
+        *sets = Sets::new(0, sets.tracking + 1, false);
+    }
+
+    fn lock_witnessing(&self) -> MutexGuard<'_, Option<Arc<Witnessing>>> {
+        self.witnessing.lock().expect("no holder panics")
+    }
+
+    fn witnessing(&self) -> Option<Arc<Witnessing>> {
+        self.lock_witnessing().clone()
+    }
+
+    /// How far the witness is, where there is one.
+    ///
+    /// # Errors
+    ///
+    /// Why it was given up.
+    pub(super) fn witnessed(&self) -> Result<Option<Witnessed>> {
+        self.witnessing().map(|witnessing| witnessing.witnessed()).transpose()
+    }
+
+    /// The region is frozen and its last set is taken: the witness gets what it lacks.
+    pub(super) fn begin_to_seal(&self) {
+        if let Some(witnessing) = self.witnessing() {
+            witnessing.begin_to_seal();
+        }
+    }
+
+    /// Waits until the witness has all of the frozen region.
+    ///
+    /// # Errors
+    ///
+    /// Whatever keeps it from that.
+    pub(super) fn sealed(&self) -> Result<()> {
+        self.witnessing().map_or(Ok(()), |witnessing| witnessing.sealed())
+    }
+
+    /// Nobody needs the witness any more: its lease is given back.
+    pub(super) fn let_go_of_witness(&self) {
+        *self.lock_witnessing() = None;
     }
 
     /// Takes what was written since the last set, which was received, as the next one.
@@ -109,19 +174,13 @@ impl Outgoing {
 
     /// How many bytes of pages were written though the application was suspended.
     pub(super) fn strays(&self) -> u64 {
-        let mut sets = self.sets();
-        let before = sets.written;
         // What cannot be found out is not worth more.
-        let _found = self.take(&mut sets);
-        sets.written - before
+        self.take(&mut self.sets()).unwrap_or(0) * PAGE_SIZE
     }
 
-    fn take(&self, sets: &mut Sets) -> Result<()> {
-        let mut taken = BitSet::new(sets.pending.len());
-        self.live.take_written(&mut taken)?;
-        sets.written += taken.count() * PAGE_SIZE;
-        sets.pending.insert_all(&taken);
-        Ok(())
+    /// Takes what was written since the last time, and answers how many pages that was.
+    fn take(&self, sets: &mut Sets) -> Result<u64> {
+        sets.take(&*self.live)
     }
 
     /// The pages of a set as ranges, as few as an answer may have.
@@ -132,7 +191,88 @@ impl Outgoing {
     }
 }
 
+impl Unwitnessed {
+    /// What there is, as long as the tracking lasts.
+    fn with<T: Default>(&self, with: impl FnOnce(&mut Sets) -> T) -> T {
+        let mut sets = self.sets.lock().expect("no holder panics");
+        if sets.tracking == self.tracking { with(&mut sets) } else { T::default() }
+    }
+
+    pub(super) fn length(&self) -> u64 {
+        self.live.info().length
+    }
+
+    pub(super) fn capacity(&self) -> u64 {
+        self.live.info().capacity
+    }
+
+    /// Reads what the application sees.
+    pub(super) fn read(&self, read: Read) {
+        self.live.read(read);
+    }
+
+    /// Finds what was written since the last time: it belongs to the destination's next set, too.
+    pub(super) fn collect(&self) -> Result<()> {
+        self.with(|sets| Some(sets.take(&*self.live))).transpose().map(drop)
+    }
+
+    /// Takes on the next pages from `from` on that the witness lacks, one behind the other: `most` at most.
+    pub(super) fn take(&self, from: u64, most: u64) -> Option<Range<u64>> {
+        let end = self.length().div_ceil(PAGE_SIZE);
+        self.with(|sets| {
+            let unwitnessed = sets.unwitnessed.as_mut()?;
+            // What is behind the end may become part of the region.
+            let first = unwitnessed.next_member(from).filter(|first| *first < end)?;
+            unwitnessed.take_run(first, most.min(end - first))
+        })
+    }
+
+    /// The witness has lost these pages, or may have.
+    pub(super) fn put_back(&self, pages: &BitSet) {
+        self.with(|sets| {
+            if let Some(unwitnessed) = &mut sets.unwitnessed {
+                unwitnessed.insert_all(pages);
+            }
+        });
+    }
+
+    /// How many bytes the witness lacks, of what was found.
+    pub(super) fn missing(&self) -> u64 {
+        let pages = self.length().div_ceil(PAGE_SIZE);
+        self.with(|sets| {
+            let unwitnessed = sets.unwitnessed.as_ref();
+            unwitnessed.map_or(0, |set| set.count_range(0..pages.min(set.len())) * PAGE_SIZE)
+        })
+    }
+}
+
 impl Sets {
+    fn new(pages: u64, tracking: u64, is_witnessed: bool) -> Self {
+        Self {
+            pending: BitSet::new(pages),
+            kept: None,
+            unwitnessed: is_witnessed.then(|| BitSet::full(pages)),
+            tracking,
+            tracks: pages > 0,
+            written: BitSet::new(pages),
+            looked: Instant::now(),
+        }
+    }
+
+    fn take(&mut self, live: &dyn Live) -> Result<u64> {
+        if !self.tracks {
+            return Ok(0);
+        }
+        let mut taken = BitSet::new(self.pending.len());
+        live.take_written(&mut taken)?;
+        self.written.insert_all(&taken);
+        self.pending.insert_all(&taken);
+        if let Some(unwitnessed) = &mut self.unwitnessed {
+            unwitnessed.insert_all(&taken);
+        }
+        Ok(taken.count())
+    }
+
     fn keep(&mut self) {
         let empty = BitSet::new(self.pending.len());
         self.kept = Some(std::mem::replace(&mut self.pending, empty));
@@ -141,7 +281,9 @@ impl Sets {
     fn look(&mut self) -> Written {
         let now = Instant::now();
         let time = now - std::mem::replace(&mut self.looked, now);
-        Written { bytes: std::mem::take(&mut self.written), time, ranges: Vec::new() }
+        let bytes = self.written.count() * PAGE_SIZE;
+        self.written.clear();
+        Written { bytes, time, ranges: Vec::new() }
     }
 }
 

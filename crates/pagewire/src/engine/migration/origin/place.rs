@@ -42,12 +42,17 @@ impl Place {
             }
             _ => (Written::default(), 0),
         };
+        let witness = match reply {
+            Reply::Looked | Reply::Taken { .. } | Reply::Offered { .. } => region.witnessed()?,
+            _ => None,
+        };
         Ok(Migrated {
             state: now,
             token,
             length: region.length(),
             written: written.bytes,
             micros: written.time.as_micros().try_into().unwrap_or(u64::MAX),
+            witness,
             ranges: written.ranges,
         })
     }

@@ -104,10 +104,15 @@ impl Inner {
                 self.lock().suspended = Some(Instant::now());
                 self.application.suspend()
             }
-            OriginEffect::Freeze { confirmed, .. } => regions.try_for_each(|region| {
-                region.live.freeze()?;
-                region.take_last(*confirmed)
-            }),
+            OriginEffect::Freeze { confirmed, .. } => {
+                regions.try_for_each(|region| {
+                    region.live.freeze()?;
+                    region.take_last(*confirmed)?;
+                    region.begin_to_seal();
+                    Ok::<_, Error>(())
+                })?;
+                self.regions.iter().try_for_each(Outgoing::sealed)
+            }
             OriginEffect::Thaw => {
                 regions.for_each(|region| region.live.thaw());
                 Ok(())
@@ -135,6 +140,7 @@ impl Inner {
                 regions.try_for_each(|region| region.live.keep())
             }
             OriginEffect::Release => {
+                regions.for_each(Outgoing::let_go_of_witness);
                 self.application.released();
                 Ok(())
             }
