@@ -5,6 +5,7 @@ mod application;
 mod killed;
 mod refused;
 mod side;
+mod witnessed;
 
 use std::process::{Command, Stdio};
 

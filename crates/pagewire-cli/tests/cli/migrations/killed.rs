@@ -7,13 +7,13 @@ use super::{Application, Place};
 use crate::driving::{run, stdout, wait_for};
 
 /// A command that says that it has begun, and does not end before it may.
-struct Gate {
+pub(super) struct Gate {
     begun: PathBuf,
     may: PathBuf,
 }
 
 impl Gate {
-    fn new(application: &Application, name: &str) -> Self {
+    pub(super) fn new(application: &Application, name: &str) -> Self {
         Self {
             begun: application.path(&format!("{name}.begun")),
             may: application.path(&format!("{name}.may")),
@@ -21,16 +21,16 @@ impl Gate {
     }
 
     /// The command, in front of another one.
-    fn before(&self, command: &str) -> String {
+    pub(super) fn before(&self, command: &str) -> String {
         let (begun, may) = (self.begun.display(), self.may.display());
         format!("echo > {begun}; while [ ! -e {may} ]; do sleep 0.01; done; {command}")
     }
 
-    fn wait(&self) {
+    pub(super) fn wait(&self) {
         wait_for("the command is run", || self.begun.exists());
     }
 
-    fn open(&self) {
+    pub(super) fn open(&self) {
         std::fs::write(&self.may, "").unwrap();
     }
 

@@ -122,3 +122,6 @@ impl super::Controller {
         self.witness.as_mut()?.keeps(view.now, base, &self.goals)
     }
 }
+
+#[cfg(test)]
+mod tests;
