@@ -15,6 +15,7 @@ use pagewire::store::{Blocking, MemoryStore, RemoteOptions, RemoteStore, Store};
 use pagewire::{ByteRange, ErrorKind, PullOrder};
 
 use crate::support::application::{Steps, Writer};
+use crate::support::proxy::{Proxy, Weather};
 use crate::support::{self, anywhere, map_options, pattern, region_at, wait_until};
 
 const LENGTH: u64 = (6 << 20) + 5000;
@@ -68,6 +69,15 @@ impl Third {
 
     fn to_read(&self, name: &str) -> (String, Witness) {
         (name.to_owned(), Witness::to_read(&self.address(), &remote(2000)))
+    }
+
+    /// Its server ends, and another one has its store.
+    fn restart(&mut self) {
+        self.server = None;
+        let region = Region::new("third", self.store.clone()).unwrap();
+        let server = Server::new([region], ServerOptions::default()).unwrap();
+        server.listen(&self.peer).unwrap();
+        self.server = Some(server);
     }
 
     /// It is gone, as a host that is switched off.
@@ -444,4 +454,87 @@ fn an_origin_that_comes_back_later_is_told_that_it_is_over() {
     assert_eq!(host.origin.wait(), Outcome::Released);
     assert!(host.writer.is_suspended() && steps.made() == made);
     wait_until("it is known", || !destination.report().untold);
+}
+
+/// The link is there, and nothing comes: a host that hangs, or a network that drops everything.
+#[test]
+fn an_origin_that_hangs_is_done_without_and_heard_again_later() {
+    if !support::has_userfaultfd() {
+        return;
+    }
+    for loses_witness in [false, true] {
+        let mut third = Third::new();
+        let steps = Steps::new(48, LENGTH);
+        let host = Host::new(&steps, witnessed_by(&third));
+        let proxy = Proxy::new(&host.peer, 1, Weather::default());
+        let options = DestinationOptions {
+            witness_patience: Duration::from_millis(150),
+            remote: remote(10_000),
+            ..options(Mode::PostCopy, Some(&third))
+        };
+        let address = region_at(&proxy.address(), "state");
+        let destination = take_over(&address, &home(), options);
+        let mapping = run(&destination).unwrap();
+        proxy.stall(true);
+        // Somebody waits for it, and is answered.
+        let mut page = [0; 4096];
+        mapping.read(LENGTH / 2, &mut page).unwrap();
+        assert!(destination.report().witness.unwrap().moved_bytes > 0);
+        if loses_witness {
+            proxy.stall(false);
+            third.lose();
+            destination.finish().unwrap();
+        } else {
+            assert!(destination.finish().unwrap().untold);
+            proxy.stall(false);
+        }
+        steps.check(&mapping);
+        assert_eq!(host.origin.wait(), Outcome::Released);
+        wait_until("it is known", || !destination.report().untold);
+    }
+}
+
+#[test]
+fn whichever_of_the_two_answers_over_a_network_that_cuts_every_byte_is_right() {
+    if !support::has_userfaultfd() {
+        return;
+    }
+    for round in 0..4 {
+        let third = Third::new();
+        let steps = Steps::new(50 + round, LENGTH);
+        let host = Host::new(&steps, witnessed_by(&third));
+        let weather = Weather { cuts: 14, cut_within: 900_000, ..Weather::default() };
+        let proxy = Proxy::new(&host.peer, support::random::seed(70 + round), weather);
+        let address = region_at(&proxy.address(), "state");
+        let options = DestinationOptions { remote: remote(10_000), ..options(Mode::PostCopy, Some(&third)) };
+        let destination = take_over(&address, &home(), options);
+        let mapping = run(&destination).unwrap();
+        let writer = Writer::start(mapping.clone(), steps.clone(), Duration::from_micros(50));
+        destination.finish().unwrap();
+        drop(writer);
+        steps.check(&mapping);
+    }
+}
+
+#[test]
+fn a_witness_that_is_started_again_while_it_is_streamed_to_has_everything_all_the_same() {
+    if !support::has_userfaultfd() {
+        return;
+    }
+    for pause in [1, 10, 30] {
+        let mut third = Third::new();
+        let steps = Steps::new(54 + pause, LENGTH);
+        let witness_patience = Duration::from_secs(20);
+        let host = Host::new(&steps, OriginOptions { witness_patience, ..witnessed_by(&third) });
+        let home = home();
+        let destination = take_over(&host.address(), &home, options(Mode::PostCopy, Some(&third)));
+        for _ in 0..3 {
+            std::thread::sleep(Duration::from_millis(pause));
+            third.restart();
+        }
+        let mapping = run(&destination).unwrap();
+        drop(host);
+        destination.finish().unwrap();
+        steps.check(&mapping);
+    }
 }

@@ -291,6 +291,11 @@ impl HostB {
 }
 
 impl ProcessB {
+    /// Whether something is under way.
+    pub(super) fn is_busy(&self) -> bool {
+        self.effect.is_some() || self.flush.is_some()
+    }
+
     fn forget(&mut self) {
         for page in &mut self.pages {
             *page = PageB { local: None, stamp: page.stamp + 1, at_home: false };
