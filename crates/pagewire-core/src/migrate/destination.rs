@@ -12,6 +12,9 @@
 //! what it has to tell the origin. *Accepted* is what makes it the owner. Where writing that has failed it may
 //! be durable all the same: then the machine says nothing to anybody until *Aborted* is durable in its place.
 //!
+//! Where everything is at home and the origin has not heard of ACCEPT yet, the record says *Home*: nothing is needed of
+//! the origin from then on, though it has to be told of both when it is there again.
+//!
 //! The engine pulls as it likes meanwhile. It tells the machine what it has decided, by
 //! [`Destination::start_round`], [`Destination::start_switch`], [`Destination::accept`] and
 //! [`Destination::handle_everything_home`], and sends LOOK whenever it wants, since that changes nothing.
