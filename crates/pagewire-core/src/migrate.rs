@@ -31,6 +31,11 @@
 //!   other one is away. Then an operator can decide, by force, at the price that is said at
 //!   [`Origin::handle_operator`].
 //!
+//! What neither side can see to is that the origin's host is not lost before the destination has everything. Where
+//! that must lose nothing there is a *witness*, a third store: the origin's freeze is done only when the witness has
+//! all of the frozen regions durably, so that it is there before the offer is told. The destination keeps which
+//! store that is, and its epoch, with *Accepted*. It has no say in who the owner is.
+//!
 //! # How the engine uses it
 //!
 //! [`Origin`] and [`Destination`] are called under one lock each, and do no I/O. `poll_effect` gives the one
@@ -67,7 +72,7 @@ pub use control::{Controller, Decision, Goals, Last, Mode, Next, Reason};
 pub use destination::{Cause, Destination, DestinationEffect, Outcome};
 pub use frequency::{Holding, Plan, WriteFrequency};
 pub use origin::{Answer, Origin, OriginEffect};
-pub use record::{DestinationPhase, DestinationRecord, HomeSets, OriginPhase, OriginRecord};
+pub use record::{DestinationPhase, DestinationRecord, HomeSets, OriginPhase, OriginRecord, WitnessAt};
 
 /// Which migration: random, and chosen by the destination anew for each attempt. Who knows it speaks for the
 /// destination, so it goes to nobody but the origin and its operator.

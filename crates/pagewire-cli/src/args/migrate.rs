@@ -58,6 +58,7 @@ up, and the command of --on-resume is run: it has to be one that may be run also
 Examples:
   pagewire migrate out db=file:/srv/app.db --mount /var/lib/app/db --on-suspend ./stop --on-resume ./start
   pagewire migrate out ram=file:/srv/vm.ram --mount /run/vm.ram --suspend-pid 4711
+  pagewire migrate out db=file:/srv/app.db --mount /run/db --witness pw://10.0.0.9:7070/db --on-suspend ./stop --on-resume ./start
   pagewire migrate out db=file:db --mount db=/run/db log=file:log --mount log=/run/log --suspend-pid $(pidof app)")]
 pub(crate) struct MigrateOut {
     /// The regions, each under a name
@@ -73,6 +74,17 @@ pub(crate) struct MigrateOut {
 
     #[command(flatten)]
     pub(crate) hooks: Hooks,
+
+    /// A third store, on neither of the two hosts, that a region is streamed to while it is copied, and that has all of it
+    /// before the application is resumed elsewhere: so the loss of this host loses nothing afterwards. What it holds is
+    /// overwritten. Of one region alone, just the store
+    #[arg(long, value_name = "[NAME=]STORE")]
+    pub(crate) witness: Vec<String>,
+
+    /// How long a witness that fails is tried again before the migration is given up, and how long the suspended application
+    /// may wait for it
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_time)]
+    pub(crate) witness_patience: Duration,
 
     /// The file that says, across crashes, who owns the regions; STORE.migration beside the first file among the stores,
     /// where none is named
@@ -105,7 +117,8 @@ pub(crate) struct MigrateOut {
 Examples:
   pagewire migrate in pw://10.0.0.7:7070/db /var/lib/app/db --on-resume 'systemctl start app'
   pagewire migrate in pw://10.0.0.7:7070/db /run/db pw://10.0.0.7:7070/log /run/log --max-downtime 50ms --deadline 60s
-  pagewire migrate in pw://10.0.0.7:7070/ram /run/vm.ram --store file:/srv/vm.ram --mode post-copy")]
+  pagewire migrate in pw://10.0.0.7:7070/ram /run/vm.ram --store file:/srv/vm.ram --mode post-copy
+  pagewire migrate in pw://10.0.0.7:7070/db /run/db --mode post-copy --witness pw://10.0.0.9:7070/db")]
 pub(crate) struct MigrateIn {
     /// Each region at its origin, and where it is mounted as a file here
     #[arg(required = true, num_args = 2.., value_names = ["REGION", "PATH"])]
@@ -146,6 +159,15 @@ pub(crate) struct MigrateIn {
 
     #[command(flatten)]
     pub(crate) offering: Offering,
+
+    /// The store that the origin streams a region to by its own --witness, as it is reached from here: what has not arrived
+    /// comes from there when the origin is gone. Of one region alone, just the store
+    #[arg(long, value_name = "[NAME=]STORE")]
+    pub(crate) witness: Vec<String>,
+
+    /// For how long an origin may not answer before the witness is asked in its place; at once, where it refuses
+    #[arg(long, value_name = "TIME", default_value = "3s", value_parser = parse_time)]
+    pub(crate) witness_patience: Duration,
 
     /// The file that says, across crashes, who owns the regions; STORE.arrival beside the first file among the stores,
     /// where none is named

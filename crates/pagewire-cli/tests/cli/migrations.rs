@@ -8,6 +8,7 @@ mod killed;
 mod link;
 mod refused;
 mod side;
+mod witnessed;
 
 use std::process::{Command, Stdio};
 

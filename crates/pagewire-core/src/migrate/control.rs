@@ -11,6 +11,7 @@
 //!         Round => ask for the next round, handle_round(); what is in its set is missing from now on
 //!         Switch(Send) => SWITCH, pull everything that is missing, accept
 //!         Switch(Leave) => SWITCH, accept, pull
+//!         Witness => rest for a while, handle_witness()
 //!         Abort => abort
 //!     }
 //! }
@@ -43,6 +44,11 @@
 //! is left. Then Auto sends the last set if that takes no longer than [`TOLERABLE`], since an application that
 //! is resumed without its most-written pages would wait for them one by one.
 //!
+//! # Witnesses
+//!
+//! Where an origin streams to [witnesses](witness), every switch waits until they have so much that the downtime can
+//! be kept.
+//!
 //! # It always ends
 //!
 //! A round counts as progress if its set is half of the smallest so far or less, which can be only so often; of
@@ -50,12 +56,14 @@
 
 mod decision;
 mod goals;
+mod witness;
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 pub use decision::{Decision, Last, Next, Reason};
 pub use goals::{Goals, Mode, UnknownMode};
+pub use witness::LAGS;
 
 /// The longest downtime that Auto makes by sending the last set, where no downtime was asked for: what a person
 /// hardly notices, and no protocol's timeout does.
@@ -111,6 +119,8 @@ pub struct Controller {
     stalls: u32,
     rounds: u64,
     log: VecDeque<Decision>,
+    /// How far the witnesses are, where there are any.
+    witness: Option<witness::Witness>,
 }
 
 impl Controller {
@@ -131,6 +141,7 @@ impl Controller {
             stalls: 0,
             rounds: 0,
             log: VecDeque::new(),
+            witness: None,
         }
     }
 
@@ -190,6 +201,8 @@ impl Controller {
     pub fn decide(&mut self, now: Duration, missing: u64, held: u64) -> Decision {
         let view = self.view(now, missing.saturating_add(held));
         let (next, reason) = self.choose(&view, missing);
+        let kept = if let Next::Switch(last) = next { self.kept(&view, last) } else { None };
+        let (next, reason) = kept.unwrap_or((next, reason));
         self.decided(&view, next, reason)
     }
 
@@ -230,7 +243,8 @@ impl Controller {
     }
 
     fn decided(&mut self, view: &View, next: Next, reason: Reason) -> Decision {
-        let downtime = if next == Next::Switch(Last::Leave) { view.leaving } else { view.sending };
+        let without = if next == Next::Switch(Last::Leave) { view.leaving } else { view.sending };
+        let downtime = without.saturating_add(self.witness.as_ref().map_or(Duration::ZERO, |w| w.adds()));
         let written = self.samples.back().map(|(bytes, over)| (*bytes as f64 / over.as_secs_f64()) as u64);
         let decision = Decision {
             at: view.now,
@@ -242,6 +256,9 @@ impl Controller {
             written,
             link: view.link.map(|rate| rate as u64),
         };
+        if next == Next::Witness && self.log.back().is_some_and(|last| last.next == next) {
+            self.log.pop_back();
+        }
         if self.log.len() == KEPT {
             self.log.pop_front();
         }

@@ -12,6 +12,9 @@
 //! what it has to tell the origin. *Accepted* is what makes it the owner. Where writing that has failed it may
 //! be durable all the same: then the machine says nothing to anybody until *Aborted* is durable in its place.
 //!
+//! Where everything is at home and the origin has not heard of ACCEPT yet, the record says *Home*: nothing is needed of
+//! the origin from then on, though it has to be told of both when it is there again.
+//!
 //! The engine pulls as it likes meanwhile. It tells the machine what it has decided, by
 //! [`Destination::start_round`], [`Destination::start_switch`], [`Destination::accept`] and
 //! [`Destination::handle_everything_home`], and sends LOOK whenever it wants, since that changes nothing.
@@ -111,17 +114,44 @@ pub struct Destination {
 enum State {
     Preparing,
     Beginning,
-    Copying { generation: u64, round: u64 },
-    Rounding { generation: u64, number: u64 },
-    Switching { generation: u64, number: u64 },
-    Held { token: Token },
-    Accepting { token: Token },
-    Owner { token: Token, told: bool, home: bool },
-    Completing { token: Token, recorded: bool },
+    Copying {
+        generation: u64,
+        round: u64,
+    },
+    Rounding {
+        generation: u64,
+        number: u64,
+    },
+    Switching {
+        generation: u64,
+        number: u64,
+    },
+    Held {
+        token: Token,
+    },
+    Accepting {
+        token: Token,
+    },
+    /// `home` is whether everything is at home, `kept` whether the record says so.
+    Owner {
+        token: Token,
+        told: bool,
+        home: bool,
+        kept: bool,
+    },
+    Completing {
+        token: Token,
+        recorded: bool,
+    },
     Completed,
-    Aborting { step: Aborting, accepted: bool },
+    Aborting {
+        step: Aborting,
+        accepted: bool,
+    },
     Aborted,
-    Ousting { step: Ousting },
+    Ousting {
+        step: Ousting,
+    },
     Ousted,
 }
 
@@ -160,7 +190,10 @@ impl Destination {
                 Self::with(id, State::Aborting { step: Aborting::Discard, accepted })
             }
             DestinationPhase::Accepted { id, token } => {
-                Self::with(id, State::Owner { token, told: false, home: false })
+                Self::with(id, State::Owner { token, told: false, home: false, kept: false })
+            }
+            DestinationPhase::Home { id, token } => {
+                Self::with(id, State::Owner { token, told: false, home: true, kept: true })
             }
             DestinationPhase::Completed { id, token } => {
                 Self::with(id, State::Completing { token, recorded: true })
@@ -346,7 +379,8 @@ impl Destination {
             State::Switching { .. } => Phase::Switching,
             State::Held { .. } => Phase::Held,
             State::Accepting { .. } => Phase::Accepting,
-            State::Owner { .. } => Phase::PostCopy,
+            State::Owner { kept: false, .. } => Phase::PostCopy,
+            State::Owner { .. } => Phase::Completing,
             State::Completing { .. } => Phase::Completing,
             State::Completed => Phase::Completed,
             State::Aborting { .. } => Phase::Aborting,
@@ -371,6 +405,15 @@ impl Destination {
     /// Whether the destination is the owner, durably, so that the application may run here.
     pub fn may_run(&self) -> bool {
         matches!(self.state, State::Owner { .. } | State::Completing { .. } | State::Completed)
+    }
+
+    /// Whether it is durable that everything is at home: nothing is needed of the origin any more, whether it can be
+    /// told or not.
+    pub fn has_everything(&self) -> bool {
+        matches!(
+            self.state,
+            State::Owner { kept: true, .. } | State::Completing { recorded: true, .. } | State::Completed
+        )
     }
 
     /// Whether the application was resumed here.

@@ -43,7 +43,8 @@ pub enum OriginEffect {
     /// counts as suspended in part: [`OriginEffect::Resume`] follows.
     Suspend,
     /// Freeze each region: nobody can write any more, and everything that was written can be read, by others
-    /// too, and after a restart as far as the region's store is durable. Then take the last set.
+    /// too, and after a restart as far as the region's store is durable. Then take the last set, and see to it that the
+    /// witness has all of it, where there is one.
     Freeze {
         /// The number of the last set.
         number: u64,

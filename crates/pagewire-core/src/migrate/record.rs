@@ -34,6 +34,9 @@ pub const VERSION: u32 = 1;
 /// The most bytes of an origin's address.
 pub const MAX_ORIGIN: usize = 2048;
 
+/// The most witnesses of one migration, so that a record has room for them.
+pub const MAX_WITNESSES: usize = 64;
+
 /// Where the slot of a sequence number is.
 pub fn slot_at(sequence: u64) -> u64 {
     sequence % 2 * BLOCK as u64
@@ -90,7 +93,15 @@ pub enum DestinationPhase {
         /// The offer.
         token: Token,
     },
-    /// Everything is at home.
+    /// Everything is at home, and the origin may not have heard that it is not the owner any more: what it is told
+    /// first is that, and then the end.
+    Home {
+        /// The migration.
+        id: MigrationId,
+        /// The offer.
+        token: Token,
+    },
+    /// Everything is at home, and the origin knows whose it is.
     Completed {
         /// The migration.
         id: MigrationId,
@@ -108,6 +119,15 @@ pub struct OriginRecord {
     pub phase: OriginPhase,
 }
 
+/// Where all of a region is besides: what its witness was at the switch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct WitnessAt {
+    /// Which store it is; zeroes for a region without one.
+    pub store: [u8; 16],
+    /// The store's epoch that has the frozen region.
+    pub epoch: u64,
+}
+
 /// The destination's record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DestinationRecord {
@@ -117,6 +137,9 @@ pub struct DestinationRecord {
     pub phase: DestinationPhase,
     /// The address that the origin was opened at: at most [`MAX_ORIGIN`] bytes.
     pub origin: String,
+    /// The witness of each region, in their order, from when it has accepted; none where none has one, and at most
+    /// [`MAX_WITNESSES`].
+    pub witnesses: Vec<WitnessAt>,
 }
 
 /// Why there is no record to go by.
@@ -181,23 +204,27 @@ impl DestinationRecord {
     /// The slot.
     ///
     /// # Panics
-    /// If the origin's address is longer than [`MAX_ORIGIN`] bytes.
+    /// If the origin's address is longer than [`MAX_ORIGIN`] bytes, or there are more than [`MAX_WITNESSES`].
     pub fn encode(&self) -> [u8; BLOCK] {
         assert!(self.origin.len() <= MAX_ORIGIN, "an address of {} bytes", self.origin.len());
+        assert!(self.witnesses.len() <= MAX_WITNESSES, "{} witnesses", self.witnesses.len());
         let (kind, id, token) = match self.phase {
             DestinationPhase::Begun { id } => (1, id, 0),
             DestinationPhase::Aborted { id } => (2, id, 0),
             DestinationPhase::Accepted { id, token } => (3, id, token.0),
             DestinationPhase::Completed { id, token } => (4, id, token.0),
+            DestinationPhase::Home { id, token } => (5, id, token.0),
         };
-        Writer::new(DESTINATION, VERSION)
+        let writer = Writer::new(DESTINATION, VERSION)
             .u64(self.sequence)
             .u64(kind)
             .bytes(&id.0)
             .u64(token)
             .u64(self.origin.len() as u64)
             .bytes(self.origin.as_bytes())
-            .end()
+            .u64(self.witnesses.len() as u64);
+        let witnesses = self.witnesses.iter();
+        witnesses.fold(writer, |writer, at| writer.bytes(&at.store).u64(at.epoch)).end()
     }
 
     /// The newest record of two slots; none where there was never a whole one.
@@ -217,6 +244,7 @@ impl DestinationRecord {
             2 => DestinationPhase::Aborted { id },
             3 => DestinationPhase::Accepted { id, token },
             4 => DestinationPhase::Completed { id, token },
+            5 => DestinationPhase::Home { id, token },
             _ => return Err(Slot::Nonsense("a phase that there is not")),
         };
         let length = reader.u64();
@@ -225,7 +253,18 @@ impl DestinationRecord {
         }
         let origin = std::str::from_utf8(reader.take(length as usize))
             .map_err(|_| Slot::Nonsense("an address that is not UTF-8"))?;
-        Ok(Self { sequence, phase, origin: origin.to_owned() })
+        let origin = origin.to_owned();
+        let count = reader.u64();
+        if count > MAX_WITNESSES as u64 {
+            return Err(Slot::Nonsense("more witnesses than there can be"));
+        }
+        let mut witness = || {
+            let mut store = [0; 16];
+            store.copy_from_slice(reader.take(16));
+            WitnessAt { store, epoch: reader.u64() }
+        };
+        let witnesses = (0..count).map(|_| witness()).collect();
+        Ok(Self { sequence, phase, origin, witnesses })
     }
 }
 

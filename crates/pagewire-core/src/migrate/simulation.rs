@@ -3,7 +3,7 @@
 //! Each *seed* is one run. First comes chaos: one thing after another happens, at random: a program writes, or
 //! flushes; a message arrives, late, twice or not at all; the network is cut; an effect ends, or fails, having
 //! been done, or in part, or not; a process dies, with everything but what was durable, and what was being
-//! written torn; an operator has a say; somebody else asks for something. Then all is well again, and the run
+//! written torn; the origin's host is lost for ever, where a witness has the regions; an operator has a say; somebody else asks for something. Then all is well again, and the run
 //! has to come to its end.
 //!
 //! Pages hold numbers that never come twice, so that it is known of each page which write it should show. What is
@@ -80,11 +80,11 @@ fn run(first: u64, count: u64) {
         return;
     }
     // A simulation in which nothing much happens would find nothing.
-    for end in [world::End::Stayed, world::End::Moved, world::End::TakenBack] {
+    for end in [world::End::Stayed, world::End::Moved, world::End::Alone, world::End::TakenBack] {
         assert!(ends.contains_key(&end), "no run has ended with {end:?}");
     }
     let effects: std::collections::BTreeSet<&str> = met.keys().map(|(effect, _)| effect.as_str()).collect();
-    assert_eq!(effects.len(), 13 + 7, "not every effect was met: {effects:?}");
+    assert_eq!(effects.len(), 13 + 8, "not every effect was met: {effects:?}");
     for effect in effects {
         for how in ["done", "failed", "cut short"] {
             assert!(met.contains_key(&(effect.to_owned(), how)), "{effect} was never {how}");

@@ -9,7 +9,9 @@ mod request;
 
 pub use error::{RemoteError, RemoteErrorKind};
 pub use hello::{Hello, HelloReply, MAGIC, Role};
-pub use migrate::{MigrateRequest, MigrateStep, Migrated, MigrationAction, MigrationState, OriginState};
+pub use migrate::{
+    MigrateRequest, MigrateStep, Migrated, MigrationAction, MigrationState, OriginState, Witnessed,
+};
 pub use notification::Notification;
 pub use reply::{Leased, ListReply, RegionInfo, Reply};
 pub use request::{OpenMode, Request, TreeRequest};

@@ -132,6 +132,8 @@ struct State {
     /// Where it is open to be moved: the migration, and who carries it out.
     moving: Option<([u8; 16], String)>,
     instance: InstanceId,
+    /// How many attempts to come back have failed since the primary link was there.
+    failed: u32,
     /// Why the region cannot be opened again, where that is not just a matter of time.
     failure: Option<Error>,
     round_trip: Duration,
@@ -178,6 +180,7 @@ impl Session {
             lease: owner.map(|owner| Lease::wanted(owner, earlier.map_or(0, |earlier| earlier.token))),
             moving,
             instance: [0; 16],
+            failed: 0,
             failure: None,
             round_trip: Duration::ZERO,
         };
@@ -214,6 +217,12 @@ impl Session {
     /// The shortest round trip that was seen lately on the primary connection.
     pub(crate) fn round_trip(&self) -> Duration {
         self.shared.lock().round_trip
+    }
+
+    /// Whether the connection was lost, and does not come back at once.
+    pub(crate) fn is_gone(&self) -> bool {
+        let state = self.shared.lock();
+        state.primary.is_none() && state.failed >= GONE
     }
 
     /// How many bytes have gone out, and how many have come in.
@@ -299,6 +308,9 @@ impl Session {
         }
     }
 }
+
+/// After so many attempts that have failed, a peer is taken to be gone: one may meet a server that is just being started.
+const GONE: u32 = 2;
 
 fn unexpected(request: &str) -> Error {
     Error::new(ErrorKind::Protocol, format!("{request} was answered by something else"))

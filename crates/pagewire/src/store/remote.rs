@@ -94,6 +94,11 @@ impl RemoteStore {
         self.session.migrate(step)
     }
 
+    /// Whether the peer was lost, and does not come back at once.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.session.is_gone()
+    }
+
     /// What is known of the region, which can be written to by whoever has its lease.
     fn known(&self, info: &RegionInfo) -> Info {
         Info { writable: self.session.written().token != 0, ..info_from_wire(info) }

@@ -47,5 +47,6 @@ mod restart;
 mod stores;
 #[cfg(feature = "tls")]
 mod tls;
+mod witnesses;
 mod writable;
 mod writers;

@@ -19,6 +19,7 @@ use serde::Serialize;
 use super::hooks::{Hooked, Role};
 use super::record::{self, Words};
 use super::resident::{End, OfferOptions, Resident, check_who_can_take};
+use super::witnesses;
 use crate::args::{MigrateIn, Moment};
 use crate::command::Termination;
 use crate::output::{self, Bar};
@@ -246,6 +247,8 @@ impl Arrival<'_> {
             record: kept.clone(),
             owner: None,
             application: Some(application.clone() as Arc<dyn Application>),
+            witnesses: witnesses::to_read(&self.names(), &args.witness, remote)?,
+            witness_patience: args.witness_patience,
         };
         let pairs = self.coming.iter().zip(&self.stores);
         let pairs: Vec<_> = pairs.map(|(region, store)| (region.from.clone(), store.clone())).collect();
@@ -281,12 +284,16 @@ impl Arrival<'_> {
         let report = destination.report();
         if !args.json {
             self.say(&format!(
-                "arrived {} by {}: the application stood still for {:.1} ms, {} moved in {:.2} s",
+                "arrived {} by {}: the application stood still for {:.1} ms, {} moved in {:.2} s{}",
                 self.list(),
                 report.mode,
                 report.downtime * 1e3,
                 format_size(report.moved_bytes),
-                report.switch_after
+                report.switch_after,
+                match report.witness {
+                    Some(witness) if witness.protects => "; a witness has everything, too",
+                    _ => "",
+                }
             ));
         }
         let rest = Rest::bring(&destination)?;
@@ -311,7 +318,9 @@ impl Arrival<'_> {
                 return taken_down.and(Err(error.into()));
             }
         };
-        drop((rest, destination));
+        drop(rest);
+        // It goes on telling the origin, where that is gone.
+        let telling = Some(destination).filter(|_| report.untold);
         if args.json {
             let here = |region: &Coming| CameHere {
                 region: region.from.to_string(),
@@ -321,13 +330,18 @@ impl Arrival<'_> {
             output::json(&Came { regions: self.coming.iter().map(here).collect(), report })?;
         } else {
             self.say(&format!(
-                "complete: everything is here after {:.2} s, {} moved in all",
+                "complete: everything is here after {:.2} s, {} moved in all{}",
                 report.seconds,
-                format_size(report.moved_bytes)
+                format_size(report.moved_bytes),
+                match report.untold {
+                    true => "; the origin is gone, and is told as soon as it is there again",
+                    false => "",
+                }
             ));
         }
         self.offer(&mut resident)?;
         let stayed = self.stay(resident, told);
+        drop(telling);
         match failed {
             Some(error) => {
                 stayed.and(Err(anyhow::Error::from(error).context("the application could not be resumed")))
@@ -346,7 +360,17 @@ impl Arrival<'_> {
         let identity = self.args.remote.identity.files();
         let (compress, record) = (self.args.remote.compress, self.onward());
         resident
-            .offer(&application, OfferOptions { offering, identity, compress, record })
+            .offer(
+                &application,
+                OfferOptions {
+                    offering,
+                    identity,
+                    compress,
+                    record,
+                    witnesses: Vec::new(),
+                    witness_patience: self.args.witness_patience,
+                },
+            )
             .context("cannot offer the regions to be moved on")
     }
 

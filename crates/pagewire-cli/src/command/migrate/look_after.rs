@@ -23,6 +23,9 @@ struct Status {
     /// Where the regions come from, as a destination knows.
     #[serde(skip_serializing_if = "Option::is_none")]
     origin: Option<String>,
+    /// What else had everything at the switch, as a destination knows: which stores, at which epochs.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    witnesses: Vec<String>,
     text: String,
 }
 
@@ -35,6 +38,7 @@ impl From<MigrationState> for Status {
             migration: (state.id != [0; 16]).then(hex),
             destination: Some(state.destination).filter(|destination| !destination.is_empty()),
             origin: None,
+            witnesses: Vec::new(),
             text: state.text,
         }
     }
@@ -48,6 +52,7 @@ impl From<Recorded> for Status {
             migration: Some(found.migration),
             destination: None,
             origin: found.origin,
+            witnesses: found.witnesses,
             text: found.text,
         }
     }
@@ -98,6 +103,9 @@ fn say(status: &Status) -> std::io::Result<()> {
         if let Some(value) = value {
             output::line(format!("{name:<12} {}", plain(value)))?;
         }
+    }
+    for witness in &status.witnesses {
+        output::line(format!("{:<12} {witness}", "witness"))?;
     }
     Ok(())
 }

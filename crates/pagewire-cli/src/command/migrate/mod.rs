@@ -2,7 +2,7 @@
 //!
 //! Both sides end up alike: [`resident`] has files mounted that an application uses, and offers them to be taken over.
 //! [`out`] begins there; [`arrive`] brings the regions here first. [`hooks`] suspends the application and has it go on,
-//! [`record`] is about what either side keeps on its disk, and [`look_after`] is for when something went wrong.
+//! [`witnesses`] are what else has the regions, [`record`] is about what either side keeps on its disk, and [`look_after`] is for when something went wrong.
 
 mod arrive;
 mod hooks;
@@ -10,6 +10,7 @@ mod look_after;
 mod out;
 mod record;
 mod resident;
+mod witnesses;
 
 use std::sync::Arc;
 

@@ -13,6 +13,7 @@ use pagewire::{Error, ErrorKind};
 use super::hooks::{Hooked, Role};
 use super::record::{self, Words};
 use super::resident::{OfferOptions, Resident, check_who_can_take};
+use super::witnesses;
 use crate::args::MigrateOut;
 use crate::command::Termination;
 use crate::output;
@@ -42,13 +43,17 @@ pub(super) fn run(args: &MigrateOut) -> Result<()> {
         return Err(Error::new(ErrorKind::Fenced, text).into());
     }
     let names: Vec<String> = args.offers.iter().map(|(name, _)| name.clone()).collect();
-    let application = Arc::new(Hooked::new(&args.hooks, Role::Origin, names, paths.clone())?);
     let identity = args.identity.files();
     let remote = RemoteOptions {
         tls: ClientTls { authorities: None, identity: identity.clone() },
         compression: args.compress,
         ..RemoteOptions::default()
     };
+    let witnesses = witnesses::to_write(&names, &args.witness, &remote)?;
+    if record::read(kept.as_deref())?.is_none_or(|found| found.may_run) {
+        witnesses::check(&witnesses)?;
+    }
+    let application = Arc::new(Hooked::new(&args.hooks, Role::Origin, names, paths.clone())?);
     let open = |(name, address): &(String, StoreAddress)| {
         let store = store::open(address, true, &remote);
         Region::new(name, store.map_err(|error| error.context(format!("cannot offer '{name}'")))?)
@@ -70,7 +75,17 @@ pub(super) fn run(args: &MigrateOut) -> Result<()> {
     }
     let (offering, compress) = (&offering, args.compress);
     resident
-        .offer(&application, OfferOptions { offering, identity, compress, record: kept })
+        .offer(
+            &application,
+            OfferOptions {
+                offering,
+                identity,
+                compress,
+                record: kept,
+                witnesses,
+                witness_patience: args.witness_patience,
+            },
+        )
         .context("cannot offer the regions to be moved")?;
     let told = super::when_told(termination, || {})?;
     let end = loop {

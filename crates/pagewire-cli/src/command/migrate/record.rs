@@ -89,7 +89,7 @@ pub(super) fn read(record: Option<&Path>) -> pagewire::Result<Option<Recorded>> 
 pub(super) fn check_whole<'a>(stores: impl IntoIterator<Item = &'a StoreAddress>) -> pagewire::Result<()> {
     for store in stores {
         let Some(record) = beside([store], DESTINATION) else { continue };
-        let Some(found) = recorded(&record)?.filter(|found| found.phase != "completed") else { continue };
+        let Some(found) = recorded(&record)?.filter(|found| !is_whole(found)) else { continue };
         let text = format!(
             "{store} holds a part of a region only ({}): go on by 'pagewire migrate resume {}', or remove that file if it \
              is the region after all",
@@ -99,6 +99,11 @@ pub(super) fn check_whole<'a>(stores: impl IntoIterator<Item = &'a StoreAddress>
         return Err(pagewire::Error::new(ErrorKind::Busy, text));
     }
     Ok(())
+}
+
+/// Whether everything has come, whether the origin knows of that or not.
+fn is_whole(found: &Recorded) -> bool {
+    matches!(found.phase, "completed" | "completing")
 }
 
 /// What a record says does not count any more. It is durable that it is gone.

@@ -16,6 +16,7 @@ use pagewire_sys::event::{EventFd, PollItem, poll};
 use std::os::fd::AsFd;
 
 use super::hooks::Hooked;
+use super::witnesses::Named;
 use crate::args::Offering;
 use crate::command::serve::{Danger, Reach, read_permissions};
 use crate::output;
@@ -52,6 +53,8 @@ pub(super) struct OfferOptions<'a> {
     pub(super) compress: Compression,
     /// The origin's record.
     pub(super) record: Option<PathBuf>,
+    pub(super) witnesses: Vec<Named>,
+    pub(super) witness_patience: Duration,
 }
 
 /// Why the files are not to be served any more.
@@ -94,10 +97,10 @@ impl Resident {
 
     /// Offers the regions of an application to be taken over, and says where.
     pub(super) fn offer(&mut self, application: &Arc<Hooked>, options: OfferOptions<'_>) -> Result<()> {
-        let OfferOptions { offering, identity, compress, record } = options;
+        let OfferOptions { offering, identity, compress, record, witnesses, witness_patience } = options;
         let live = |mounted: &Mounted| Ok((mounted.region.name().to_owned(), mounted.mount.live()?));
         let lives = self.mounted.iter().map(live).collect::<pagewire::Result<Vec<_>>>()?;
-        let origin_options = OriginOptions { record, lapse: offering.lapse };
+        let origin_options = OriginOptions { record, lapse: offering.lapse, witnesses, witness_patience };
         let origin = Origin::new(lives, application.clone(), origin_options)?;
         let which = Arc::downgrade(&origin);
         application.know_migration(move || which.upgrade().and_then(|origin| origin.status().migration));

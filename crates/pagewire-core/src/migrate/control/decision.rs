@@ -12,6 +12,8 @@ pub enum Next {
     Pull,
     /// Ask for what was written meanwhile.
     Round,
+    /// Wait until the witness has more.
+    Witness,
     /// Switch.
     Switch(Last),
     /// Give up: the goals cannot be reached.
@@ -24,6 +26,7 @@ impl Next {
         match self {
             Self::Pull => "pull",
             Self::Round => "round",
+            Self::Witness => "witness",
             Self::Switch(Last::Send) => "switch-send",
             Self::Switch(Last::Leave) => "switch-leave",
             Self::Abort => "abort",
@@ -100,6 +103,18 @@ pub enum Reason {
         /// What is left would take this long.
         left: Duration,
     },
+    /// The witness lacks more than the application can wait for.
+    Unwitnessed {
+        /// How much.
+        bytes: u64,
+    },
+    /// The witness comes no nearer to what the application writes.
+    WitnessLags {
+        /// How much it lacks.
+        bytes: u64,
+        /// How fast it takes something.
+        rate: u64,
+    },
     /// If it went on, it would send too much.
     Bytes {
         /// How many may be sent.
@@ -135,6 +150,7 @@ impl fmt::Display for Decision {
         let what = match self.next {
             Next::Pull => "pull",
             Next::Round => "another round",
+            Next::Witness => "wait for the witness",
             Next::Switch(Last::Send) => "switch, and send the rest before",
             Next::Switch(Last::Leave) => "switch, and leave the rest for later",
             Next::Abort => "give up",
@@ -182,6 +198,13 @@ impl fmt::Display for Reason {
             Self::Deadline { deadline, left } => {
                 write!(f, "what is left takes {left:.1?}, and everything should be there after {deadline:?}")
             }
+            Self::Unwitnessed { bytes } => write!(f, "the witness lacks {}", Bytes(bytes)),
+            Self::WitnessLags { bytes, rate } => write!(
+                f,
+                "the witness takes {}/s and still lacks {}: what is written does not get there fast enough",
+                Bytes(rate),
+                Bytes(bytes)
+            ),
             Self::Bytes { most, expected } => {
                 write!(f, "going on would send {} in all, where {} are allowed", Bytes(expected), Bytes(most))
             }

@@ -120,6 +120,7 @@ impl Run<'_> {
                     self.controller.handle_round(self.at(), bytes);
                     self.pass(self.model.round_trip.as_secs_f64() / 2.0);
                 }
+                Next::Witness => panic!("there is none"),
                 Next::Switch(_) | Next::Abort => return decision,
             }
             assert!(self.controller.rounds() < 1000, "it goes on and on");

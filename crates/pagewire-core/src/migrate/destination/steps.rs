@@ -13,6 +13,9 @@ impl Destination {
             State::Accepting { token } => {
                 Some(DestinationEffect::Record(DestinationPhase::Accepted { id, token }))
             }
+            State::Owner { token, told: false, home: true, kept: false } => {
+                Some(DestinationEffect::Record(DestinationPhase::Home { id, token }))
+            }
             State::Completing { token, recorded: false } => {
                 Some(DestinationEffect::Record(DestinationPhase::Completed { id, token }))
             }
@@ -70,8 +73,8 @@ impl Destination {
             (State::Switching { number, .. }, Reply::Offered { token, number: last }) if last == number => {
                 self.state = State::Held { token };
             }
-            (State::Owner { token, home, .. }, Reply::Accepted) => {
-                self.state = State::Owner { token, told: true, home };
+            (State::Owner { token, home, kept, .. }, Reply::Accepted) => {
+                self.state = State::Owner { token, told: true, home, kept };
                 self.complete();
             }
             (State::Completing { .. }, Reply::Completed) => self.state = State::Completed,
@@ -116,10 +119,14 @@ impl Destination {
                 self.give_up(Cause::Record(why), false);
             }
             (DestinationPhase::Accepted { .. }, State::Accepting { token }, Ok(())) => {
-                self.state = State::Owner { token, told: false, home: false };
+                self.state = State::Owner { token, told: false, home: false, kept: false };
             }
             (DestinationPhase::Accepted { .. }, State::Accepting { .. }, Err(why)) => {
                 self.give_up(Cause::Record(why), true);
+            }
+            (DestinationPhase::Home { .. }, State::Owner { token, told, home, .. }, Ok(())) => {
+                self.state = State::Owner { token, told, home, kept: true };
+                self.complete();
             }
             (DestinationPhase::Completed { .. }, State::Completing { token, .. }, Ok(())) => {
                 self.state = State::Completing { token, recorded: true };
@@ -140,7 +147,7 @@ impl Destination {
     }
 
     pub(super) fn complete(&mut self) {
-        if let State::Owner { token, told: true, home: true } = self.state {
+        if let State::Owner { token, told: true, home: true, .. } = self.state {
             self.state = State::Completing { token, recorded: false };
         }
     }

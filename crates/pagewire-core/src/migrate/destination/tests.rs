@@ -208,3 +208,36 @@ fn an_application_that_cannot_be_resumed_keeps_nothing_else_from_going_on() {
     assert_eq!(carry_out(&mut destination, None), [DestinationEffect::Resume]);
     assert!(destination.is_finished());
 }
+
+#[test]
+fn what_has_everything_at_home_says_so_durably_though_the_origin_is_gone() {
+    let home = DestinationEffect::Record(DestinationPhase::Home { id: ID, token: TOKEN });
+    let mut destination = held();
+    destination.accept().unwrap();
+    carry_out(&mut destination, None);
+    assert!(!destination.has_everything());
+    destination.handle_everything_home().unwrap();
+    // A disk that is full keeps it from being said, and nothing else.
+    assert_eq!(carry_out(&mut destination, Some(home)), [home]);
+    assert!(destination.failure().is_some() && !destination.has_everything());
+    destination.handle_retry();
+    assert_eq!(carry_out(&mut destination, None), [home]);
+    assert_eq!((destination.has_everything(), destination.phase()), (true, Phase::Completing));
+    // It is told when it is there again: of the beginning first.
+    for mut destination in
+        [destination, Destination::from_record(DestinationPhase::Home { id: ID, token: TOKEN })]
+    {
+        carry_out(&mut destination, None);
+        assert!(destination.may_run() && destination.has_everything() && !destination.is_finished());
+        assert_eq!(answer(&mut destination, Reply::Accepted), Request::Accept { id: ID, token: TOKEN });
+        let completed = DestinationEffect::Record(DestinationPhase::Completed { id: ID, token: TOKEN });
+        assert_eq!(carry_out(&mut destination, None), [completed]);
+        assert_eq!(answer(&mut destination, Reply::Completed), Request::Complete { id: ID, token: TOKEN });
+        assert_eq!((destination.phase(), destination.is_finished()), (Phase::Completed, true));
+    }
+    // An origin that was taken back by force is believed all the same.
+    let mut ousted = Destination::from_record(DestinationPhase::Home { id: ID, token: TOKEN });
+    carry_out(&mut ousted, None);
+    refuse(&mut ousted, RefusalKind::Over);
+    assert_eq!(carry_out(&mut ousted, None), [DestinationEffect::Suspend, ABORTED]);
+}

@@ -23,14 +23,18 @@ fn origins() -> impl Strategy<Value = OriginRecord> {
 
 fn destinations() -> impl Strategy<Value = DestinationRecord> {
     let origin = prop_oneof![9 => ".{0,60}", 1 => Just("x".repeat(MAX_ORIGIN))];
-    (any::<u64>(), ids(), 0..4u8, origin).prop_map(|(sequence, (id, token), kind, origin)| {
+    let witness = (any::<[u8; 16]>(), any::<u64>()).prop_map(|(store, epoch)| WitnessAt { store, epoch });
+    let witnesses = proptest::collection::vec(witness, 0..=MAX_WITNESSES);
+    let rest = (origin, witnesses);
+    (any::<u64>(), ids(), 0..5u8, rest).prop_map(|(sequence, (id, token), kind, (origin, witnesses))| {
         let phase = match kind {
             0 => DestinationPhase::Begun { id },
             1 => DestinationPhase::Aborted { id },
             2 => DestinationPhase::Accepted { id, token },
-            _ => DestinationPhase::Completed { id, token },
+            3 => DestinationPhase::Completed { id, token },
+            _ => DestinationPhase::Home { id, token },
         };
-        DestinationRecord { sequence, phase, origin }
+        DestinationRecord { sequence, phase, origin, witnesses }
     })
 }
 
@@ -64,6 +68,9 @@ fn what_no_record_can_say_is_refused() {
     let too_long = forged(DESTINATION, VERSION, &[1, 1, 0, 0, 0, u64::MAX]);
     let refused = DestinationRecord::newest([&NOTHING, &too_long]);
     assert_eq!(refused, Err(RecordError::Nonsense("an address that is too long")));
+    let too_many = forged(DESTINATION, VERSION, &[1, 1, 0, 0, 0, 0, MAX_WITNESSES as u64 + 1]);
+    let refused = DestinationRecord::newest([&NOTHING, &too_many]);
+    assert_eq!(refused, Err(RecordError::Nonsense("more witnesses than there can be")));
     let not_text = forged(DESTINATION, VERSION, &[1, 1, 0, 0, 0, 8, u64::MAX]);
     let refused = DestinationRecord::newest([&not_text, &NOTHING]);
     assert_eq!(refused, Err(RecordError::Nonsense("an address that is not UTF-8")));

@@ -67,7 +67,9 @@ impl Slots {
 
     pub(super) fn write_destination(&mut self, random: &mut Random, fails: bool, phase: DestinationPhase) {
         let origin = "pw://origin:7070/region".to_owned();
-        self.write(random, fails, |sequence| DestinationRecord { sequence, phase, origin }.encode());
+        self.write(random, fails, |sequence| {
+            DestinationRecord { sequence, phase, origin, witnesses: Vec::new() }.encode()
+        });
         self.found = self.newest_destination().map(|record| record.phase);
     }
 

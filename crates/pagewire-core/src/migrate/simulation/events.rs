@@ -121,8 +121,12 @@ impl World {
                 }
             }
             Message::Pull { page, stamp } => {
-                if let Some(process) = self.a.process.as_ref().filter(|_| !self.a.released) {
-                    let value = process.live[page];
+                let origin = self.a.process.as_ref().filter(|_| !self.a.released);
+                let value = match self.a.lost {
+                    true => self.elsewhere(page),
+                    false => origin.map(|process| process.live[page]),
+                };
+                if let Some(value) = value {
                     self.send(Message::Pulled { page, value, stamp });
                 }
             }
@@ -280,7 +284,7 @@ impl World {
     }
 
     fn start(&mut self) -> bool {
-        let down = (self.a.process.is_none(), self.b.process.is_none());
+        let down = (self.a.process.is_none() && !self.a.lost, self.b.process.is_none());
         if down.0 {
             self.a.start(&mut self.random);
         }
@@ -298,7 +302,10 @@ impl World {
             return false;
         }
         self.a.crash(&mut self.random);
-        self.note("origin crashes", "");
+        // Once everything is there, or where a witness has it: before that it is lost with the host.
+        let is_safe = self.b.is_owner() && !self.conflict && self.a.witness.is_some();
+        self.a.lost = self.witnessed && is_safe && self.random.chance(50);
+        self.note("origin crashes, for ever:", self.a.lost);
         if !self.conflict && !self.b.is_owner() {
             for page in 0..PAGES {
                 self.expect_kept(page, self.a.durable[page]);
@@ -317,7 +324,8 @@ impl World {
         if !self.conflict && self.b.is_owner() {
             for (page, home) in self.b.at_home().into_iter().enumerate() {
                 assert!(home.is_some() || !self.a.released, "seed {}: page {page} is nowhere", self.seed);
-                let value = home.unwrap_or(self.a.durable[page]);
+                let elsewhere = self.elsewhere(page);
+                let value = home.or(elsewhere).unwrap_or_else(|| panic!("seed {}: page {page}", self.seed));
                 self.expect_kept(page, value);
                 self.latest[page] = value;
             }

@@ -15,6 +15,10 @@ pub(super) struct HostA {
     /// What the regions' stores hold.
     pub(super) durable: Vec<u64>,
     pub(super) released: bool,
+    /// What the witness holds of an offer that was told, where there is one.
+    pub(super) witness: Option<Vec<u64>>,
+    /// Whether the host is gone for ever, with its disk.
+    pub(super) lost: bool,
     pub(super) process: Option<ProcessA>,
     pub(super) met: Met,
 }
@@ -39,7 +43,15 @@ pub(super) type Answered = (Request, Answer, Option<Set>);
 impl HostA {
     pub(super) fn new(random: &mut Random) -> Self {
         let durable = vec![0; PAGES];
-        let mut host = Self { slots: Slots::new(), durable, released: false, process: None, met: Met::new() };
+        let mut host = Self {
+            slots: Slots::new(),
+            durable,
+            released: false,
+            witness: None,
+            lost: false,
+            process: None,
+            met: Met::new(),
+        };
         host.start(random);
         host
     }
@@ -124,6 +136,8 @@ impl HostA {
                         *durable = *live;
                     }
                 }
+                // What was done in part is no witness.
+                self.witness = (!fails).then(|| process.live.clone());
             }
             OriginEffect::Thaw => process.frozen &= !done,
             OriginEffect::Resume => {

@@ -84,7 +84,11 @@ impl HostB {
     pub(super) fn is_owner(&self) -> bool {
         matches!(
             self.recorded(),
-            Some(DestinationPhase::Accepted { .. } | DestinationPhase::Completed { .. })
+            Some(
+                DestinationPhase::Accepted { .. }
+                    | DestinationPhase::Home { .. }
+                    | DestinationPhase::Completed { .. }
+            )
         )
     }
 
@@ -287,6 +291,11 @@ impl HostB {
 }
 
 impl ProcessB {
+    /// Whether something is under way.
+    pub(super) fn is_busy(&self) -> bool {
+        self.effect.is_some() || self.flush.is_some()
+    }
+
     fn forget(&mut self) {
         for page in &mut self.pages {
             *page = PageB { local: None, stamp: page.stamp + 1, at_home: false };

@@ -31,6 +31,8 @@ pub(super) enum End {
     Stayed,
     /// It runs at the destination.
     Moved,
+    /// It runs at the destination, and the origin is lost.
+    Alone,
     /// It runs at the origin, where an operator has used force against the destination's claim.
     TakenBack,
 }
@@ -58,6 +60,8 @@ pub(super) struct World {
     pub(super) value: u64,
     /// All migrations that there were.
     pub(super) ids: Vec<MigrationId>,
+    /// Whether the regions have a witness, and the origin may be lost.
+    pub(super) witnessed: bool,
     /// Whether an operator may use force, has done so against an offer, and has ever.
     pub(super) may_force: bool,
     pub(super) conflict: bool,
@@ -81,6 +85,7 @@ impl World {
         let drops = [0, 5, 30][random.draw(3) as usize];
         let trouble = [0, 5, 20, 80][random.draw(4) as usize];
         let another = random.chance(50);
+        let witnessed = random.chance(30);
         Self {
             seed,
             random,
@@ -92,6 +97,7 @@ impl World {
             committed: vec![0; PAGES],
             value: 0,
             ids: Vec::new(),
+            witnessed,
             may_force,
             conflict: false,
             forced: false,
@@ -165,14 +171,20 @@ impl World {
                     }
                     Some(None) => {
                         assert!(!self.a.released, "seed {seed}: page {page} is given up and was not pulled");
-                        assert_eq!(
-                            self.a.durable[page], self.latest[page],
-                            "seed {seed}: page {page} is lost"
-                        );
+                        let elsewhere = self.elsewhere(page);
+                        assert_eq!(elsewhere, Some(self.latest[page]), "seed {seed}: page {page} is lost");
                     }
                     None => {}
                 }
             }
+        }
+    }
+
+    /// What a page holds that the destination has accepted and not pulled.
+    pub(super) fn elsewhere(&self, page: usize) -> Option<u64> {
+        match self.a.lost {
+            false => Some(self.a.durable[page]),
+            true => self.a.witness.as_ref().map(|witness| witness[page]),
         }
     }
 
@@ -195,6 +207,13 @@ impl World {
 
     /// Whether nothing is left to be done, and how that ended.
     fn end(&self) -> Option<End> {
+        if self.a.lost {
+            // Nobody is left to be told.
+            let b = self.b.process.as_ref()?;
+            let machine = b.machine.as_ref()?;
+            let is_over = machine.has_everything() && machine.is_resumed() && !b.is_busy();
+            return is_over.then_some(End::Alone);
+        }
         let (a, b) = (self.a.process.as_ref()?, self.b.process.as_ref()?);
         if self.another || !self.network.is_empty() || !a.machine.is_settled() || !b.is_finished() {
             return None;
@@ -214,17 +233,21 @@ impl World {
     fn check_end(&self, end: End) {
         let seed = self.seed;
         let running = (self.a.is_running(), self.b.is_running());
-        assert_eq!(running, (end != End::Moved, end == End::Moved), "seed {seed}: who runs it");
-        let a = self.a.process.as_ref().expect("it was started");
+        let moved = matches!(end, End::Moved | End::Alone);
+        assert_eq!(running, (!moved, moved), "seed {seed}: who runs it");
         match end {
             End::Stayed | End::TakenBack => {
+                let a = self.a.process.as_ref().expect("it was started");
                 assert!(a.is_clean(), "seed {seed}: the origin has something left of a migration");
                 assert!(end == End::Stayed || self.forced, "seed {seed}: nobody has used force");
                 assert!(!self.b.is_owner(), "seed {seed}: a restart would make the destination the owner");
             }
             End::Moved if self.conflict => {}
-            End::Moved => {
-                assert!(self.a.released, "seed {seed}: the origin keeps what nobody needs");
+            End::Moved | End::Alone => {
+                assert!(
+                    self.a.released || end == End::Alone,
+                    "seed {seed}: the origin keeps what nobody needs"
+                );
                 for (page, value) in self.b.stored().into_iter().enumerate() {
                     let least = self.committed[page];
                     assert!(

@@ -74,8 +74,23 @@ pub struct Migrated {
     pub written: u64,
     /// In how much time, in microseconds.
     pub micros: u64,
+    /// How far the region's witness is, where it has one.
+    pub witness: Option<Witnessed>,
     /// The pages that were written, for a round and a switch: in the order in which they should be sent.
     pub ranges: Vec<ByteRange>,
+}
+
+/// How far a witness is: a third store, to which the origin streams a region before it moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Witnessed {
+    /// Which store it is; zeroes until the origin has reached it.
+    pub store: [u8; 16],
+    /// The store's epoch at which it has all of the frozen region; 0 before the switch.
+    pub epoch: u64,
+    /// How many bytes of the region it lacks, as far as is known.
+    pub missing: u64,
+    /// How many bytes were written to it since the migration began.
+    pub sent: u64,
 }
 
 /// What somebody who looks after a migration asks of its origin.
@@ -152,13 +167,29 @@ impl Migrated {
         for number in [self.token, self.length, self.written, self.micros] {
             out.extend_from_slice(&number.to_le_bytes());
         }
+        out.push(u8::from(self.witness.is_some()));
+        if let Some(witness) = &self.witness {
+            out.extend_from_slice(&witness.store);
+            for number in [witness.epoch, witness.missing, witness.sent] {
+                out.extend_from_slice(&number.to_le_bytes());
+            }
+        }
         put_ranges(out, &self.ranges);
     }
 
     pub(super) fn take(fields: &mut Fields<'_>) -> Result<Self, Malformed> {
         let state = OriginState::take(fields)?;
         let (token, length, written, micros) = (fields.u64()?, fields.u64()?, fields.u64()?, fields.u64()?);
-        Ok(Self { state, token, length, written, micros, ranges: fields.ranges()? })
+        let witness = match fields.flag()? {
+            false => None,
+            true => Some(Witnessed {
+                store: fields.array()?,
+                epoch: fields.u64()?,
+                missing: fields.u64()?,
+                sent: fields.u64()?,
+            }),
+        };
+        Ok(Self { state, token, length, written, micros, witness, ranges: fields.ranges()? })
     }
 }
 

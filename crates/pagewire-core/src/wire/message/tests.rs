@@ -99,9 +99,11 @@ fn origin_state() -> impl Strategy<Value = OriginState> {
 }
 
 fn migrated() -> impl Strategy<Value = Reply> {
-    (origin_state(), any::<[u64; 4]>(), ranges()).prop_map(
-        |(state, [token, length, written, micros], ranges)| {
-            Reply::Migrated(Migrated { state, token, length, written, micros, ranges })
+    let witness = (any::<[u8; 16]>(), any::<[u64; 3]>())
+        .prop_map(|(store, [epoch, missing, sent])| Witnessed { store, epoch, missing, sent });
+    (origin_state(), any::<[u64; 4]>(), proptest::option::of(witness), ranges()).prop_map(
+        |(state, [token, length, written, micros], witness, ranges)| {
+            Reply::Migrated(Migrated { state, token, length, written, micros, witness, ranges })
         },
     )
 }

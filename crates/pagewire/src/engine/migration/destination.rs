@@ -7,6 +7,7 @@
 
 mod copying;
 mod driving;
+mod protection;
 mod report;
 mod waiting;
 
@@ -19,12 +20,13 @@ use pagewire_core::migrate::{Goals, Phase};
 
 use super::Application;
 use super::incoming::Carried;
+use super::witness::{self, Witness};
 use crate::address::RegionAddress;
 use crate::engine::Region;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{RemoteOptions, Store};
 use driving::Inner;
-pub use report::{Report, Saved};
+pub use report::{Report, Saved, WitnessReport};
 
 /// When a migration begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -40,7 +42,7 @@ pub enum When {
 }
 
 /// How a region is taken over.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct DestinationOptions {
     /// What matters.
     pub goals: Goals,
@@ -55,6 +57,27 @@ pub struct DestinationOptions {
     pub owner: Option<String>,
     /// The application here, to be suspended where somebody at the origin takes it back by force.
     pub application: Option<Arc<dyn Application>>,
+    /// The witness of each region that has one, by its name: the same store that the origin streams it to, at which what has
+    /// not arrived is asked for when the origin is gone. A migration to one that the origin does not stream to, or that
+    /// cannot be reached, is given up before its switch.
+    pub witnesses: Vec<(String, Witness)>,
+    /// For how long the origin may be silent, where somebody waits for it, before a witness is asked in its place.
+    pub witness_patience: Duration,
+}
+
+impl Default for DestinationOptions {
+    fn default() -> Self {
+        Self {
+            goals: Goals::default(),
+            when: When::default(),
+            remote: RemoteOptions::default(),
+            record: None,
+            owner: None,
+            application: None,
+            witnesses: Vec::new(),
+            witness_patience: witness::SILENCE,
+        }
+    }
 }
 
 /// The regions, at the moment at which the application may run here.

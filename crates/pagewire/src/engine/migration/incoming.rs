@@ -8,6 +8,7 @@ use pagewire_core::chunk::{ByteRange, PAGE_SIZE};
 use pagewire_core::migrate::WriteFrequency;
 use pagewire_core::wire::{MAX_RANGES, MigrateStep, Migrated};
 
+use super::source::Source;
 use crate::engine::Region;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::arriving::{Arriving, Filling};
@@ -22,7 +23,10 @@ const SHORT: u64 = 4 << 20;
 /// A region on its way here.
 pub(super) struct Incoming {
     pub(super) name: String,
-    pub(super) origin: Arc<RemoteStore>,
+    /// None where it could not be reached when this side was started again.
+    pub(super) origin: Option<Arc<RemoteStore>>,
+    /// Where what is absent comes from.
+    pub(super) source: Arc<Source>,
     pub(super) arriving: Arc<Arriving>,
     pub(super) region: Arc<Region>,
     /// How many bytes have come.
@@ -50,13 +54,24 @@ impl Incoming {
     pub(super) fn step(&self, step: MigrateStep) -> Result<Migrated> {
         let deadline = Instant::now() + self.patience;
         loop {
-            match self.origin.migrate(step) {
+            match self.migrate(step) {
                 Err(error) if is_passing(&error) && Instant::now() + PAUSE < deadline => {
                     std::thread::sleep(PAUSE);
                 }
                 result => return result.map_err(|error| error.context(format!("'{}'", self.name))),
             }
         }
+    }
+
+    /// Asks for a step of the migration, once.
+    pub(super) fn migrate(&self, step: MigrateStep) -> Result<Migrated> {
+        let missing = || Error::new(ErrorKind::Unavailable, format!("the origin of '{}' is gone", self.name));
+        self.origin.as_ref().ok_or_else(missing)?.migrate(step)
+    }
+
+    /// How long the way to the origin and back takes.
+    pub(super) fn round_trip(&self) -> Duration {
+        self.origin.as_ref().map_or(Duration::ZERO, |origin| origin.round_trip())
     }
 
     pub(super) fn moved(&self) -> u64 {
@@ -68,13 +83,16 @@ impl Incoming {
     pub(super) fn carry(&self, first: &[ByteRange], is_over: &dyn Fn() -> bool) -> Result<Carried> {
         let (mut progress, mut since) = (self.moved(), Instant::now());
         loop {
-            let end = self.origin.info().length;
+            let end = self.source.info().length;
             // The origin gives whole pages, past the region's end too.
             let whole = |range: ByteRange| range.align_out(PAGE_SIZE).clamp_to(end);
-            let ranges: Vec<ByteRange> =
+            let mut ranges: Vec<ByteRange> =
                 ordered(first, self.arriving.absent()).into_iter().map(whole).collect();
             if ranges.is_empty() {
                 return Ok(Carried::All);
+            }
+            if !self.source.streams() {
+                ranges = beginning(ranges, SHORT);
             }
             match self.carry_once(&ranges, is_over) {
                 Ok(Carried::All) => {}
@@ -103,13 +121,13 @@ impl Incoming {
                 // Who waited may have gone.
                 let _ = sender.try_send(result);
             }));
-            let epoch = self.origin.info().epoch;
+            let epoch = self.source.info().epoch;
             let stream = if ByteRange::total(ranges) <= SHORT {
                 let urgency = Urgency::Background;
-                self.origin.read(Read { ranges: ranges.to_vec(), epoch, urgency, sink });
+                self.source.read(Read { ranges: ranges.to_vec(), epoch, urgency, sink });
                 None
             } else {
-                Some(self.origin.stream(StreamRequest { ranges: ranges.to_vec(), epoch, sink })?)
+                Some(self.source.stream(StreamRequest { ranges: ranges.to_vec(), epoch, sink })?)
             };
             loop {
                 match ended.recv_timeout(Duration::from_millis(20)) {
@@ -132,6 +150,17 @@ impl Incoming {
         }
         Ok(Carried::All)
     }
+}
+
+/// The first so many bytes of `ranges`.
+fn beginning(ranges: Vec<ByteRange>, most: u64) -> Vec<ByteRange> {
+    let mut left = most;
+    let first = ranges.into_iter().map_while(|range| {
+        let part = (left > 0).then(|| ByteRange::new(range.start, range.end.min(range.start + left)))?;
+        left -= part.len();
+        Some(part)
+    });
+    first.collect()
 }
 
 /// Whether it may help to try again.
@@ -186,6 +215,14 @@ mod tests {
 
     fn ranges(pages: &[(u64, u64)]) -> Vec<ByteRange> {
         pages.iter().map(|&(from, to)| ByteRange::of_pages(from..to)).collect()
+    }
+
+    #[test]
+    fn the_beginning_is_as_long_as_it_may_be() {
+        let all = ranges(&[(0, 2), (5, 6), (9, 19)]);
+        assert_eq!(beginning(all.clone(), 100 * PAGE_SIZE), all);
+        assert_eq!(beginning(all.clone(), 4 * PAGE_SIZE), ranges(&[(0, 2), (5, 6), (9, 10)]));
+        assert_eq!(beginning(all, 3 * PAGE_SIZE), ranges(&[(0, 2), (5, 6)]));
     }
 
     #[test]

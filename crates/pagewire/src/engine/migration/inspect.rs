@@ -5,7 +5,7 @@ use std::path::Path;
 
 use pagewire_core::migrate::record::RecordError;
 use pagewire_core::migrate::{
-    DestinationPhase, DestinationRecord, OriginPhase, OriginRecord, Phase, Refusal,
+    DestinationPhase, DestinationRecord, OriginPhase, OriginRecord, Phase, Refusal, WitnessAt,
 };
 use serde::Serialize;
 
@@ -33,6 +33,8 @@ pub struct Recorded {
     pub migration: String,
     /// Where the regions come from, in the record of a destination.
     pub origin: Option<String>,
+    /// The witness of each region at the switch, by its identity and epoch, in the record of a destination.
+    pub witnesses: Vec<String>,
     /// Whether the application belongs here, and may run.
     pub may_run: bool,
     /// In words, for people.
@@ -91,7 +93,9 @@ pub fn abort_recorded(path: &Path, force: bool) -> Result<Recorded> {
             match file.read()?.ok_or_else(missing)?.phase {
                 DestinationPhase::Begun { id } => file.write(DestinationPhase::Aborted { id })?,
                 DestinationPhase::Aborted { .. } => {}
-                DestinationPhase::Accepted { .. } | DestinationPhase::Completed { .. } => {
+                DestinationPhase::Accepted { .. }
+                | DestinationPhase::Home { .. }
+                | DestinationPhase::Completed { .. } => {
                     let text = "the application belongs here already, and cannot be given back";
                     return Err(Error::new(ErrorKind::Fenced, text));
                 }
@@ -156,6 +160,7 @@ impl Found {
                     phase: phase.name(),
                     migration: id.to_string(),
                     origin: None,
+                    witnesses: Vec::new(),
                     may_run,
                     text: text.into(),
                 }
@@ -177,6 +182,12 @@ impl Found {
                         true,
                         "the application belongs here, and part of its regions may be at the origin still",
                     ),
+                    DestinationPhase::Home { id, .. } => (
+                        Phase::Completing,
+                        id,
+                        true,
+                        "the application belongs here, and everything is here; its origin could not be told",
+                    ),
                     DestinationPhase::Completed { id, .. } => {
                         (Phase::Completed, id, true, "the application belongs here, and everything is here")
                     }
@@ -186,12 +197,17 @@ impl Found {
                     phase: phase.name(),
                     migration: id.to_string(),
                     origin: Some(record.origin.clone()),
+                    witnesses: record.witnesses.iter().map(named).collect(),
                     may_run,
                     text: text.into(),
                 }
             }
         }
     }
+}
+
+fn named(at: &WitnessAt) -> String {
+    format!("{} at epoch {}", uuid::Uuid::from_bytes(at.store), at.epoch)
 }
 
 #[cfg(test)]
@@ -252,6 +268,7 @@ mod tests {
         assert_eq!(abort_recorded(&path, false).unwrap().phase, "aborted");
         for (phase, name) in [
             (DestinationPhase::Accepted { id: ID, token: TOKEN }, "post-copy"),
+            (DestinationPhase::Home { id: ID, token: TOKEN }, "completing"),
             (DestinationPhase::Completed { id: ID, token: TOKEN }, "completed"),
         ] {
             write(phase);

@@ -12,12 +12,13 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use pagewire_core::migrate::{self as machine, MigrationId, Phase, Refusal, RefusalKind, Reply, Request};
-use pagewire_core::wire::{MigrationState, OriginState};
+use pagewire_core::wire::{MigrationState, OriginState, Witnessed};
 use serde::{Deserialize, Serialize};
 
 use super::live::Live;
 use super::outgoing::Outgoing;
 use super::record::OriginFile;
+use super::witness::{self, Witness};
 use crate::engine::Region;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -53,11 +54,17 @@ pub struct OriginOptions {
     pub record: Option<PathBuf>,
     /// How long a destination that is gone before the switch is waited for.
     pub lapse: Duration,
+    /// The witness of each region that has one, by its name: what a migration would lose with this host after its
+    /// switch is there before it. A migration waits for it before its switch, and does without none.
+    pub witnesses: Vec<(String, Witness)>,
+    /// How long a witness that fails is tried again, and for how long the switch may wait for it.
+    pub witness_patience: Duration,
 }
 
 impl Default for OriginOptions {
     fn default() -> Self {
-        Self { record: None, lapse: Duration::from_secs(10) }
+        let lapse = Duration::from_secs(10);
+        Self { record: None, lapse, witnesses: Vec::new(), witness_patience: witness::PATIENCE }
     }
 }
 
@@ -139,7 +146,7 @@ impl Origin {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Usage`] without a region; whatever keeps the record from being read or the regions from being frozen.
+    /// [`ErrorKind::Usage`] without a region, and for a witness of another one; whatever keeps the record from being read or the regions from being frozen.
     pub fn new(
         regions: Vec<(String, Arc<dyn Live>)>,
         application: Arc<dyn Application>,
@@ -152,8 +159,15 @@ impl Origin {
         let phase = record.as_ref().map(OriginFile::read).transpose()?.flatten();
         let nonce = u64::from_le_bytes(crate::peer::random_id()[..8].try_into().expect("eight bytes"));
         let machine = machine::Origin::new(phase, nonce | 1);
-        let regions: Vec<Arc<Outgoing>> =
-            regions.into_iter().map(|(name, live)| Arc::new(Outgoing::new(name, live))).collect();
+        let names = regions.iter().map(|(name, _)| name.as_str());
+        let witnesses = witness::of_each(names, &options.witnesses)?.into_iter();
+        let patience = options.witness_patience;
+        let witnesses = witnesses.map(|witness| witness.map(|witness| (witness, patience)));
+        let regions: Vec<Arc<Outgoing>> = regions
+            .into_iter()
+            .zip(witnesses)
+            .map(|((name, live), w)| Arc::new(Outgoing::new(name, live, w)))
+            .collect();
         if !machine.may_run() {
             regions.iter().try_for_each(|region| region.live.freeze())?;
         }
@@ -199,8 +213,18 @@ impl Origin {
             state: seen(state.machine.phase()),
             id: id.map_or([0; 16], |id| id.0),
             destination: state.joined.owner.clone(),
-            text: state.text(),
+            text: self.text(&state),
         }
+    }
+
+    fn text(&self, state: &State) -> String {
+        let text = state.text();
+        let witnessed = self.inner.regions.iter().filter_map(|region| region.witnessed().transpose());
+        witnessed.fold(text, |text, witnessed| match witnessed {
+            Err(error) => format!("{text}; {error}"),
+            Ok(Witnessed { epoch: 1.., .. }) => format!("{text}; a witness has everything"),
+            Ok(Witnessed { missing, .. }) => format!("{text}; a witness lacks {missing} bytes"),
+        })
     }
 
     /// How it is doing.
@@ -211,7 +235,7 @@ impl Origin {
             phase: state.machine.phase().name().into(),
             migration: state.machine.id().map(|id| id.to_string()),
             destination: (!owner.is_empty()).then(|| owner.clone()),
-            text: state.text(),
+            text: self.text(&state),
         }
     }
 

@@ -1,31 +1,47 @@
 //! One region of a migration, at its origin: what was written of it, and what the destination was told of that.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use pagewire_core::bitmap::BitSet;
 use pagewire_core::chunk::{ByteRange, ChunkSize, Geometry, PAGE_SIZE};
-use pagewire_core::wire::MAX_RANGES;
+use pagewire_core::wire::{MAX_RANGES, Witnessed};
 
 use super::live::{Live, LiveStore};
+use super::witness::Witness;
+use super::witnessing::Witnessing;
 use crate::engine::Region;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
+use crate::store::Read;
+
+/// As much as a witness may lack when one switches who does not know of it.
+const UNWATCHED: u64 = 16 << 20;
 
 /// A region that is moved away.
 pub(super) struct Outgoing {
     pub(super) name: String,
     pub(super) live: Arc<dyn Live>,
-    sets: Mutex<Sets>,
+    sets: Arc<Mutex<Sets>>,
+    /// Where it is streamed to first, and how long that may fail.
+    witness: Option<(Witness, Duration)>,
+    witnessing: Mutex<Option<Arc<Witnessing>>>,
 }
 
 struct Sets {
-    tracking: Tracking,
     /// What was written and not answered yet.
     pending: BitSet,
     /// The set that the destination may not have received yet; everything, where that is not known.
     kept: Option<BitSet>,
-    /// How much was found to be written since somebody has looked.
-    written: u64,
+    /// What its witness lacks, where it has one.
+    unwitnessed: Option<BitSet>,
+    /// Which tracking all of this is of.
+    number: u64,
+    tracking: Tracking,
+    /// Whether somebody has asked how far this is, and so knows of the witness.
+    is_watched: bool,
+    /// What was found to be written since somebody has looked.
+    written: BitSet,
     /// When that look began, and the last one. While one goes on, pages that it has passed are written again, so it is
     /// from begin to begin that the time is counted.
     looked: Instant,
@@ -42,6 +58,13 @@ enum Tracking {
     On,
 }
 
+/// What a witness is to be told of a region, for as long as the tracking lasts.
+pub(super) struct Unwitnessed {
+    live: Arc<dyn Live>,
+    sets: Arc<Mutex<Sets>>,
+    number: u64,
+}
+
 /// What was written, since somebody has looked.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Written {
@@ -51,8 +74,9 @@ pub(super) struct Written {
 }
 
 impl Outgoing {
-    pub(super) fn new(name: String, live: Arc<dyn Live>) -> Self {
-        Self { name, live, sets: Mutex::new(Sets::new(0)) }
+    pub(super) fn new(name: String, live: Arc<dyn Live>, witness: Option<(Witness, Duration)>) -> Self {
+        let sets = Arc::new(Mutex::new(Sets::new(0, 0, false)));
+        Self { name, live, sets, witness, witnessing: Mutex::default() }
     }
 
     fn sets(&self) -> MutexGuard<'_, Sets> {
@@ -62,7 +86,7 @@ impl Outgoing {
     /// What the destination reads, under a number that it knows it by.
     pub(super) fn region(self: &Arc<Self>, epoch: u64) -> Result<Arc<Region>> {
         let tracked = self.clone();
-        let begin = Box::new(move || tracked.begin(&mut tracked.sets()));
+        let begin = Box::new(move || tracked.sets().begin(&*tracked.live));
         Region::new(&self.name, Arc::new(LiveStore { live: self.live.clone(), epoch, begin }))
     }
 
@@ -74,26 +98,82 @@ impl Outgoing {
     pub(super) fn track(&self) -> Result<()> {
         let mut sets = self.sets();
         let pages = Geometry::new(self.live.info().capacity, ChunkSize::PAGE).page_count();
-        *sets = Sets { tracking: Tracking::Ready, ..Sets::new(pages) };
-        self.live.track()
-    }
-
-    /// Before the first byte is read, or set taken: what was written before, and nobody has collected yet, is read with
-    /// everything else. To collect it takes long where all of a large region was written to, and who switches at once
-    /// does not need it.
-    fn begin(&self, sets: &mut Sets) -> Result<()> {
-        if sets.tracking == Tracking::Ready {
-            sets.taken = Instant::now();
-            sets.looked = sets.taken;
-            self.live.take_written(&mut BitSet::new(sets.pending.len()))?;
-            sets.tracking = Tracking::On;
-        }
+        *sets =
+            Sets { tracking: Tracking::Ready, ..Sets::new(pages, sets.number + 1, self.witness.is_some()) };
+        self.live.track()?;
+        let Some((witness, patience)) = &self.witness else { return Ok(()) };
+        // It reads at once.
+        sets.begin(&*self.live)?;
+        let number = sets.number;
+        drop(sets);
+        let unwitnessed = Unwitnessed { live: self.live.clone(), sets: self.sets.clone(), number };
+        let witnessing = Witnessing::start(witness.clone(), *patience, &self.name, unwitnessed)?;
+        *self.lock_witnessing() = Some(Arc::new(witnessing));
         Ok(())
     }
 
     pub(super) fn untrack(&self) {
         self.live.untrack();
-        *self.sets() = Sets::new(0);
+        self.let_go_of_witness();
+        let mut sets = self.sets();
+        *sets = Sets::new(0, sets.number + 1, false);
+    }
+
+    fn lock_witnessing(&self) -> MutexGuard<'_, Option<Arc<Witnessing>>> {
+        self.witnessing.lock().expect("no holder panics")
+    }
+
+    fn witnessing(&self) -> Option<Arc<Witnessing>> {
+        self.lock_witnessing().clone()
+    }
+
+    /// How far the witness is, where there is one.
+    ///
+    /// # Errors
+    ///
+    /// Why it was given up.
+    pub(super) fn witnessed(&self) -> Result<Option<Witnessed>> {
+        self.witnessing().map(|witnessing| witnessing.witnessed()).transpose()
+    }
+
+    /// Whether it can be switched without the application standing still for as long as a witness takes, of which who
+    /// switches does not know.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Usage`] if not.
+    pub(super) fn check_witnessed(&self) -> Result<()> {
+        match self.witnessed()? {
+            Some(witnessed) if witnessed.missing > UNWATCHED && !self.sets().is_watched => {
+                let text = format!(
+                    "'{}' is streamed to a witness before it moves, which lacks {} bytes: who takes it over names it, too",
+                    self.name, witnessed.missing
+                );
+                Err(Error::new(ErrorKind::Usage, text))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The region is frozen and its last set is taken: the witness gets what it lacks.
+    pub(super) fn begin_to_seal(&self) {
+        if let Some(witnessing) = self.witnessing() {
+            witnessing.begin_to_seal();
+        }
+    }
+
+    /// Waits until the witness has all of the frozen region.
+    ///
+    /// # Errors
+    ///
+    /// Whatever keeps it from that.
+    pub(super) fn sealed(&self) -> Result<()> {
+        self.witnessing().map_or(Ok(()), |witnessing| witnessing.sealed())
+    }
+
+    /// Nobody needs the witness any more: its lease is given back.
+    pub(super) fn let_go_of_witness(&self) {
+        *self.lock_witnessing() = None;
     }
 
     /// Takes what was written since the last set, which was received, as the next one.
@@ -114,7 +194,7 @@ impl Outgoing {
                 sets.pending.insert_range(pages);
                 sets.tracking = Tracking::Off;
             }
-            _ => self.take(&mut sets)?,
+            _ => drop(self.take(&mut sets)?),
         }
         let Sets { pending, kept, .. } = &mut *sets;
         if let Some(kept) = kept.as_ref().filter(|_| !confirmed) {
@@ -127,6 +207,7 @@ impl Outgoing {
     /// How much was written since somebody has looked.
     pub(super) fn look(&self) -> Result<Written> {
         let mut sets = self.sets();
+        sets.is_watched = true;
         self.take(&mut sets)?;
         Ok(sets.look())
     }
@@ -140,24 +221,13 @@ impl Outgoing {
 
     /// How many bytes of pages were written though the application was suspended.
     pub(super) fn strays(&self) -> u64 {
-        let mut sets = self.sets();
-        if sets.tracking == Tracking::Off {
-            return 0;
-        }
-        let before = sets.written;
         // What cannot be found out is not worth more.
-        let _found = self.take(&mut sets);
-        sets.written - before
+        self.take(&mut self.sets()).unwrap_or(0) * PAGE_SIZE
     }
 
-    fn take(&self, sets: &mut Sets) -> Result<()> {
-        self.begin(sets)?;
-        sets.taken = Instant::now();
-        let mut taken = BitSet::new(sets.pending.len());
-        self.live.take_written(&mut taken)?;
-        sets.written += taken.count() * PAGE_SIZE;
-        sets.pending.insert_all(&taken);
-        Ok(())
+    /// Takes what was written since the last time, and answers how many pages that was.
+    fn take(&self, sets: &mut Sets) -> Result<u64> {
+        sets.take(&*self.live)
     }
 
     /// The pages of a set as ranges, as few as an answer may have.
@@ -168,12 +238,106 @@ impl Outgoing {
     }
 }
 
+impl Unwitnessed {
+    /// What there is, as long as the tracking lasts.
+    fn with<T: Default>(&self, with: impl FnOnce(&mut Sets) -> T) -> T {
+        let mut sets = self.sets.lock().expect("no holder panics");
+        if sets.number == self.number { with(&mut sets) } else { T::default() }
+    }
+
+    pub(super) fn length(&self) -> u64 {
+        self.live.info().length
+    }
+
+    pub(super) fn capacity(&self) -> u64 {
+        self.live.info().capacity
+    }
+
+    /// Reads what the application sees.
+    pub(super) fn read(&self, read: Read) {
+        self.live.read(read);
+    }
+
+    /// Finds what was written since the last time: it belongs to the destination's next set, too.
+    pub(super) fn collect(&self) -> Result<()> {
+        self.with(|sets| Some(sets.take(&*self.live))).transpose().map(drop)
+    }
+
+    /// Takes on the next pages from `from` on that the witness lacks, one behind the other: `most` at most.
+    pub(super) fn take(&self, from: u64, most: u64) -> Option<Range<u64>> {
+        let end = self.length().div_ceil(PAGE_SIZE);
+        self.with(|sets| {
+            let unwitnessed = sets.unwitnessed.as_mut()?;
+            // What is behind the end may become part of the region.
+            let first = unwitnessed.next_member(from).filter(|first| *first < end)?;
+            unwitnessed.take_run(first, most.min(end - first))
+        })
+    }
+
+    /// The witness has lost these pages, or may have.
+    pub(super) fn put_back(&self, pages: &BitSet) {
+        self.with(|sets| {
+            if let Some(unwitnessed) = &mut sets.unwitnessed {
+                unwitnessed.insert_all(pages);
+            }
+        });
+    }
+
+    /// How many bytes the witness lacks, of what was found.
+    pub(super) fn missing(&self) -> u64 {
+        let pages = self.length().div_ceil(PAGE_SIZE);
+        self.with(|sets| {
+            let unwitnessed = sets.unwitnessed.as_ref();
+            unwitnessed.map_or(0, |set| set.count_range(0..pages.min(set.len())) * PAGE_SIZE)
+        })
+    }
+}
+
 impl Sets {
     /// Of a region of so many pages, which nobody reads.
-    fn new(pages: u64) -> Self {
+    fn new(pages: u64, number: u64, is_witnessed: bool) -> Self {
         let now = Instant::now();
-        let pending = BitSet::new(pages);
-        Self { tracking: Tracking::Off, pending, kept: None, written: 0, looked: now, taken: now }
+        Self {
+            pending: BitSet::new(pages),
+            kept: None,
+            unwitnessed: is_witnessed.then(|| BitSet::full(pages)),
+            number,
+            tracking: Tracking::Off,
+            is_watched: false,
+            written: BitSet::new(pages),
+            looked: now,
+            taken: now,
+        }
+    }
+
+    /// Before the first byte is read, or set taken: what was written before, and nobody has collected yet, is read with
+    /// everything else. To collect it takes long where all of a large region was written to, and who switches at once
+    /// does not need it.
+    fn begin(&mut self, live: &dyn Live) -> Result<()> {
+        if self.tracking == Tracking::Ready {
+            self.taken = Instant::now();
+            self.looked = self.taken;
+            live.take_written(&mut BitSet::new(self.pending.len()))?;
+            self.tracking = Tracking::On;
+        }
+        Ok(())
+    }
+
+    /// Takes what was written since the last time, and answers how many pages that was.
+    fn take(&mut self, live: &dyn Live) -> Result<u64> {
+        self.begin(live)?;
+        if self.tracking == Tracking::Off {
+            return Ok(0);
+        }
+        self.taken = Instant::now();
+        let mut taken = BitSet::new(self.pending.len());
+        live.take_written(&mut taken)?;
+        self.written.insert_all(&taken);
+        self.pending.insert_all(&taken);
+        if let Some(unwitnessed) = &mut self.unwitnessed {
+            unwitnessed.insert_all(&taken);
+        }
+        Ok(taken.count())
     }
 
     fn keep(&mut self) {
@@ -183,7 +347,9 @@ impl Sets {
 
     fn look(&mut self) -> Written {
         let time = self.taken - std::mem::replace(&mut self.looked, self.taken);
-        Written { bytes: std::mem::take(&mut self.written), time, ranges: Vec::new() }
+        let bytes = self.written.count() * PAGE_SIZE;
+        self.written.clear();
+        Written { bytes, time, ranges: Vec::new() }
     }
 }
 
@@ -270,7 +436,7 @@ mod tests {
 
     fn outgoing() -> (Arc<Fake>, Arc<Outgoing>) {
         let live = Arc::new(Fake { written: Mutex::new((BitSet::new(4), 0)) });
-        let outgoing = Arc::new(Outgoing::new("a".into(), live.clone()));
+        let outgoing = Arc::new(Outgoing::new("a".into(), live.clone(), None));
         (live, outgoing)
     }
 

@@ -11,7 +11,7 @@ use std::sync::Mutex;
 
 use pagewire_core::migrate::record::{self, HomeError, RecordError};
 use pagewire_core::migrate::{
-    DestinationPhase, DestinationRecord, HomeSets, MigrationId, OriginPhase, OriginRecord,
+    DestinationPhase, DestinationRecord, HomeSets, MigrationId, OriginPhase, OriginRecord, WitnessAt,
 };
 
 use crate::error::{Error, ErrorKind, Result};
@@ -105,6 +105,8 @@ impl OriginFile {
 pub(super) struct DestinationFile {
     slots: Slots,
     origin: String,
+    /// Where each region is besides, from when it is accepted.
+    witnesses: Mutex<Vec<WitnessAt>>,
 }
 
 impl DestinationFile {
@@ -112,16 +114,31 @@ impl DestinationFile {
     pub(super) fn open(path: &Path, origin: &str) -> Result<Self> {
         let most = origin.char_indices().map(|(at, char)| at + char.len_utf8());
         let end = most.take_while(|end| *end <= record::MAX_ORIGIN).last().unwrap_or(0);
-        Ok(Self { slots: Slots::open(path)?, origin: origin[..end].to_owned() })
+        let origin = origin[..end].to_owned();
+        Ok(Self { slots: Slots::open(path)?, origin, witnesses: Mutex::default() })
     }
 
     pub(super) fn read(&self) -> Result<Option<DestinationRecord>> {
-        self.slots.read(DestinationRecord::newest, |record| record.sequence)
+        let found = self.slots.read(DestinationRecord::newest, |record| record.sequence)?;
+        if let Some(found) = &found {
+            self.keep_witnesses(found.witnesses.clone());
+        }
+        Ok(found)
+    }
+
+    /// What is written from now on tells of these witnesses, too.
+    pub(super) fn keep_witnesses(&self, witnesses: Vec<WitnessAt>) {
+        *self.witnesses.lock().expect("no holder panics") = witnesses;
+    }
+
+    /// What is known of the witnesses, in the order of the regions.
+    pub(super) fn witnesses(&self) -> Vec<WitnessAt> {
+        self.witnesses.lock().expect("no holder panics").clone()
     }
 
     pub(super) fn write(&self, phase: DestinationPhase) -> Result<()> {
-        let origin = self.origin.clone();
-        self.slots.write(|sequence| DestinationRecord { sequence, phase, origin }.encode())
+        let (origin, witnesses) = (self.origin.clone(), self.witnesses());
+        self.slots.write(|sequence| DestinationRecord { sequence, phase, origin, witnesses }.encode())
     }
 
     /// Where the sets of a region are.

@@ -108,6 +108,7 @@ impl Shared {
                             // Whoever follows the region is to find out which one there is instead.
                             state.newest = state.newest.max(state.info.epoch + 1);
                         }
+                        state.failed = state.failed.saturating_add(1);
                         state.generation += 1;
                         state.token = crate::peer::random_id();
                     }
@@ -147,7 +148,7 @@ impl Shared {
             };
             state.leased(*instance, opened.leased.as_ref());
             state.instance = *instance;
-            state.failure = None;
+            (state.failure, state.failed) = (None, 0);
             state.moves_on = false;
             state.round_trip = round_trip;
         }

@@ -9,9 +9,8 @@ use pagewire_core::migrate::{Controller, Decision, Last, Mode, Next, Phase};
 use pagewire_core::wire::MigrateStep;
 
 use super::driving::Inner;
-use crate::engine::migration::incoming::Carried;
+use crate::engine::migration::incoming::{Carried, is_passing};
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::Store;
 
 /// What a switch takes besides bytes, before anything was measured.
 const COSTS: Costs = Costs {
@@ -25,6 +24,9 @@ const SETTLED: u64 = 16 << 20;
 
 /// How often the origin is asked how much is written, while something long is pulled.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// How often it is asked how far a witness is that is waited for.
+const LOOK_AT_WITNESS: Duration = Duration::from_millis(50);
 
 /// What a look has shown, of all regions.
 pub(super) struct Looked {
@@ -46,9 +48,11 @@ impl Inner {
             let state = self.lock();
             state.times.began + state.times.waited
         };
-        controller.handle_round_trip(self.incoming()[0].origin.round_trip());
+        controller.handle_round_trip(self.incoming()[0].round_trip());
         controller.handle_begun(began.elapsed());
-        if goals.mode != Mode::PostCopy {
+        self.reach_witnesses()?;
+        // Who switches at once needs to know nothing but how far a witness is.
+        if goals.mode != Mode::PostCopy || !self.options.witnesses.is_empty() {
             self.look_for(&mut controller, began)?;
         }
         let mut last = began.elapsed();
@@ -59,7 +63,7 @@ impl Inner {
                 Next::Pull => {
                     if let Some(decision) = self.pull(&mut controller, began)? {
                         self.decided(&decision);
-                        return self.act(&decision);
+                        return self.act_once_witnessed(&decision, &mut controller, began);
                     }
                 }
                 Next::Round => {
@@ -75,9 +79,34 @@ impl Inner {
                     drop(state);
                     controller.handle_round(now, bytes);
                 }
+                Next::Witness => self.await_witness(&mut controller, began)?,
                 Next::Switch(_) | Next::Abort => return self.act(&decision),
             }
         }
+    }
+
+    /// Lets the witness come nearer, and looks how far it is.
+    fn await_witness(&self, controller: &mut Controller, began: Instant) -> Result<()> {
+        self.rest(LOOK_AT_WITNESS)?;
+        self.look_for(controller, began)
+    }
+
+    /// Does what was decided while something was pulled, as soon as the witness has enough.
+    fn act_once_witnessed(
+        &self,
+        decision: &Decision,
+        controller: &mut Controller,
+        began: Instant,
+    ) -> Result<()> {
+        let Next::Switch(last) = decision.next else { return self.act(decision) };
+        while let Some(kept) = controller.witness(began.elapsed(), self.missing(), last) {
+            self.decided(&kept);
+            if kept.next == Next::Abort {
+                return self.act(&kept);
+            }
+            self.await_witness(controller, began)?;
+        }
+        self.act(decision)
     }
 
     fn act(&self, decision: &Decision) -> Result<()> {
@@ -92,8 +121,14 @@ impl Inner {
 
     fn decided(&self, decision: &Decision) {
         let text = decision.to_string();
-        tracing::info!("{text}");
-        self.lock().report.decisions.push(text);
+        let mut state = self.lock();
+        // That is decided again and again.
+        let waits = decision.next == Next::Witness;
+        let is_known = std::mem::replace(&mut state.waits, waits) && waits;
+        if !is_known {
+            tracing::info!("{text}");
+            state.report.decisions.push(text);
+        }
     }
 
     /// How many bytes have not arrived.
@@ -108,8 +143,9 @@ impl Inner {
     /// Asks how long the regions are, and how much was written since this was asked last.
     pub(super) fn look(&self) -> Result<Looked> {
         let mut looked = Looked { length: 0, written: 0, time: Duration::ZERO };
-        for one in self.incoming() {
+        for (index, one) in self.incoming().iter().enumerate() {
             let answer = one.step(MigrateStep::Look)?;
+            self.told_of_witness(index, &answer)?;
             // What is new of a longer one is in the next set.
             one.arriving.resize(answer.length)?;
             looked.length += answer.length;
@@ -123,16 +159,19 @@ impl Inner {
     fn look_for(&self, controller: &mut Controller, began: Instant) -> Result<()> {
         let looked = self.look()?;
         controller.handle_look(began.elapsed(), looked.written, looked.time);
+        if let Some(lacking) = self.lacking() {
+            controller.handle_witness(began.elapsed(), lacking.missing, lacking.sent);
+        }
         Ok(())
     }
 
     /// Pulls what is missing. Answers what was decided meanwhile, if that is to stop.
     fn pull(&self, controller: &mut Controller, began: Instant) -> Result<Option<Decision>> {
         let started = self.moved();
-        let watched = RefCell::new((controller, None, self.moved(), Instant::now(), Instant::now()));
+        let watched = RefCell::new((controller, None, self.moved(), Instant::now(), Instant::now(), None));
         let interrupted = || {
             let mut watched = watched.borrow_mut();
-            let (controller, decision, before, since, looked) = &mut *watched;
+            let (controller, decision, before, since, looked, lost) = &mut *watched;
             let (moved, now) = (self.moved(), Instant::now());
             if moved > *before {
                 controller.handle_sent(moved - *before, now - *since);
@@ -140,13 +179,13 @@ impl Inner {
             (*before, *since) = (moved, now);
             if now - *looked > LOOK {
                 *looked = now;
-                // What cannot be asked now is asked later.
-                let _ = self.look_for(controller, began);
+                // What cannot be asked now is asked later; a witness that is given up ends it.
+                *lost = self.look_for(controller, began).err().filter(|error| !is_passing(error));
             }
             if decision.is_none() {
                 *decision = controller.interrupt(began.elapsed(), self.missing(), 0);
             }
-            decision.is_some() || self.is_over()
+            decision.is_some() || lost.is_some() || self.is_over()
         };
         for one in self.incoming() {
             // What is written often goes last.
@@ -157,8 +196,8 @@ impl Inner {
                 break;
             }
         }
-        let (_, decision, ..) = watched.into_inner();
-        match (decision, self.failure()) {
+        let (_, decision, .., lost) = watched.into_inner();
+        match (decision, self.failure().or(lost)) {
             (None, Some(error)) => return Err(error),
             (Some(decision), _) => return Ok(Some(decision)),
             (None, None) => {}
@@ -187,6 +226,9 @@ impl Inner {
             }
         }
         tracing::debug!(bytes = self.moved() - before, "what has to be here is here");
+        if last == Last::Leave {
+            self.rely_on_witnesses()?;
+        }
         // What was not flushed would be given up with the lease that passes to the application.
         self.settle()?;
         tracing::debug!("what is here is durable");

@@ -11,12 +11,14 @@ use pagewire_core::chunk::ByteRange;
 use pagewire_core::migrate::destination::Cause;
 use pagewire_core::migrate::{self as machine, DestinationEffect, DestinationPhase, MigrationId, Phase};
 
+use super::protection::Protection;
 use super::report::{Report, Times};
-use super::{DestinationOptions, not_now};
+use super::{DestinationOptions, Witness, not_now};
 use crate::address::RegionAddress;
 use crate::engine::Region;
-use crate::engine::migration::incoming::Incoming;
+use crate::engine::migration::incoming::{Incoming, PAUSE};
 use crate::engine::migration::record::DestinationFile;
+use crate::engine::migration::witness;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{self, Store};
 
@@ -31,7 +33,9 @@ pub(super) struct Inner {
     targets: Vec<(RegionAddress, Arc<dyn Store>)>,
     pub(super) options: DestinationOptions,
     owner: String,
-    record: Option<DestinationFile>,
+    pub(super) record: Option<DestinationFile>,
+    /// The witness of each region, where it has one.
+    pub(super) witnesses: Vec<Option<Witness>>,
     /// The regions, once the origin is reached.
     incoming: OnceLock<Vec<Arc<Incoming>>>,
     state: Mutex<State>,
@@ -47,18 +51,26 @@ pub(super) struct State {
     /// Since when the origin does not answer.
     lost: Option<Instant>,
     again: Option<Instant>,
-    closed: bool,
+    pub(super) closed: bool,
+    /// Whether it was decided last to wait for the witnesses.
+    pub(super) waits: bool,
     pub(super) times: Times,
     pub(super) report: Report,
     /// What the last round or the switch has answered, of each region.
     pub(super) sets: Vec<Vec<ByteRange>>,
+    pub(super) protection: Protection,
 }
+
+/// What a thread does until it ends.
+type Life = fn(&Inner);
 
 impl Inner {
     pub(super) fn new(
         regions: &[(RegionAddress, Arc<dyn Store>)],
         options: DestinationOptions,
     ) -> Result<Self> {
+        let names = regions.iter().map(|(address, _)| address.name.as_str());
+        let witnesses = witness::of_each(names, &options.witnesses)?;
         let origin = regions[0].0.to_string();
         let record =
             options.record.as_deref().map(|path| DestinationFile::open(path, &origin)).transpose()?;
@@ -78,15 +90,18 @@ impl Inner {
             lost: None,
             again: None,
             closed: false,
+            waits: false,
             times: Times::new(),
             report: Report::default(),
             sets: vec![Vec::new(); regions.len()],
+            protection: Protection::default(),
         };
         Ok(Self {
             targets: regions.to_vec(),
             options,
             owner,
             record,
+            witnesses,
             incoming: OnceLock::new(),
             state: Mutex::new(state),
             changed: Condvar::new(),
@@ -95,29 +110,43 @@ impl Inner {
 
     /// Starts the threads.
     pub(super) fn start(inner: &Arc<Self>) -> Result<Vec<JoinHandle<()>>> {
-        let spawn = |name: &str, run: fn(&Self)| {
+        let spawn = |name: &str, run: Life| {
             let inner = inner.clone();
             let thread = std::thread::Builder::new().name(name.into()).spawn(move || run(&inner));
             thread.map_err(|error| Error::io("cannot start a thread", &error))
         };
-        let effects = spawn("pw-migrate", Self::carry_out_effects)?;
-        match spawn("pw-migrate-ask", Self::ask) {
-            Ok(asking) => Ok(vec![effects, asking]),
-            Err(error) => {
-                inner.lock().closed = true;
-                inner.changed.notify_all();
-                // One that has panicked has stopped, too.
-                let _ = effects.join();
-                Err(error)
+        let mut lives: Vec<(&str, Life)> =
+            vec![("pw-migrate", Self::carry_out_effects), ("pw-migrate-ask", Self::ask)];
+        if inner.witnesses.iter().any(Option::is_some) {
+            lives.push(("pw-migrate-look", Self::look_after_origin));
+        }
+        let mut threads = Vec::new();
+        for (name, life) in lives {
+            match spawn(name, life) {
+                Ok(thread) => threads.push(thread),
+                Err(error) => {
+                    inner.lock().closed = true;
+                    inner.changed.notify_all();
+                    for thread in threads {
+                        // One that has panicked has stopped, too.
+                        let _ = thread.join();
+                    }
+                    return Err(error);
+                }
             }
         }
+        Ok(threads)
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no holder panics")
     }
 
-    fn wait<'a>(&self, state: MutexGuard<'a, State>, until: Option<Instant>) -> MutexGuard<'a, State> {
+    pub(super) fn wait<'a>(
+        &self,
+        state: MutexGuard<'a, State>,
+        until: Option<Instant>,
+    ) -> MutexGuard<'a, State> {
         match until {
             None => self.changed.wait(state).expect("no holder panics"),
             Some(until) => {
@@ -179,7 +208,9 @@ impl Inner {
         report.migration = state.machine.id().to_string();
         report.phase = state.machine.phase().name().into();
         state.times.fill(&mut report);
+        report.untold = state.machine.has_everything() && state.machine.phase() != Phase::Completed;
         drop(state);
+        report.witness = self.witness_report();
         let moved: u64 = self.incoming().iter().map(|one| one.moved()).sum();
         report.moved_bytes = moved;
         report.moved_after =
@@ -257,6 +288,15 @@ impl Inner {
         let deadline = Instant::now() + self.options.remote.patience;
         let mut state = self.lock();
         while state.machine.phase() != Phase::Completed {
+            drop(state);
+            let alone = self.does_without_origin();
+            state = self.lock();
+            if state.machine.has_everything() && (alone || Instant::now() >= deadline) {
+                tracing::warn!(
+                    "everything is here, and the origin cannot be told; it is told when it is there again"
+                );
+                break;
+            }
             if let Some(error) = state.over() {
                 return Err(error);
             }
@@ -264,11 +304,11 @@ impl Inner {
                 return Err(not_now());
             }
             if Instant::now() >= deadline {
-                let text =
-                    "everything is here, but the origin cannot be told; it is told when it is there again";
-                return Err(Error::new(ErrorKind::Unavailable, text));
+                let error = state.error.clone().unwrap_or_else(not_now);
+                return Err(error.context("everything is here, which cannot be recorded"));
             }
-            state = self.wait(state, Some(deadline));
+            let soon = Instant::now() + PAUSE;
+            state = self.wait(state, Some(deadline.min(soon)));
         }
         drop(state);
         for (index, one) in self.incoming().iter().enumerate() {

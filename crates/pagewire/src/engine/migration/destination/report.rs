@@ -33,8 +33,29 @@ pub struct Report {
     pub moved_bytes: u64,
     /// Of these, how many after the application ran here.
     pub moved_after: u64,
+    /// The witnesses, where there are any.
+    pub witness: Option<WitnessReport>,
+    /// Whether everything is here, and the origin could not be told of that yet: it is told as soon as it is there, for as
+    /// long as this process lives, or when it is started again.
+    pub untold: bool,
     /// What was decided and why, in order.
     pub decisions: Vec<String>,
+}
+
+/// How it is with the witnesses of a migration.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct WitnessReport {
+    /// Which are known here.
+    pub named: Vec<String>,
+    /// How many bytes the origin has written to them.
+    pub sent_bytes: u64,
+    /// How many bytes they lack, as the origin has said last.
+    pub missing_bytes: u64,
+    /// Whether they have all of the regions that have one, and are there for this side: the loss of the origin loses
+    /// nothing of those then.
+    pub protects: bool,
+    /// How many bytes came from them.
+    pub moved_bytes: u64,
 }
 
 /// What the wait for a good moment is thought to have saved, against beginning at once.

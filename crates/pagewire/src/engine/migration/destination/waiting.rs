@@ -76,7 +76,7 @@ impl Inner {
     }
 
     /// Rests for a while, unless the migration is over.
-    fn rest(&self, pause: Duration) -> Result<()> {
+    pub(super) fn rest(&self, pause: Duration) -> Result<()> {
         std::thread::sleep(pause);
         self.failure().map_or(Ok(()), Err)
     }

@@ -21,6 +21,7 @@ impl Place {
         let (id, generation) = (self.id, self.generation);
         if let MigrateStep::Switch { .. } = step {
             self.check_together()?;
+            self.inner.regions[self.index].check_witnessed()?;
         }
         let (reply, state) = self.inner.ask(match step {
             MigrateStep::Look => Request::Look { id },
@@ -42,12 +43,17 @@ impl Place {
             }
             _ => (Written::default(), 0),
         };
+        let witness = match reply {
+            Reply::Looked | Reply::Taken { .. } | Reply::Offered { .. } => region.witnessed()?,
+            _ => None,
+        };
         Ok(Migrated {
             state: now,
             token,
             length: region.length(),
             written: written.bytes,
             micros: written.time.as_micros().try_into().unwrap_or(u64::MAX),
+            witness,
             ranges: written.ranges,
         })
     }

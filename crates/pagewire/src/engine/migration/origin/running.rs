@@ -103,10 +103,15 @@ impl Inner {
                 self.lock().suspended = Some(Instant::now());
                 self.application.suspend()
             }
-            OriginEffect::Freeze { confirmed, .. } => regions.try_for_each(|region| {
-                region.live.freeze()?;
-                region.take_last(*confirmed)
-            }),
+            OriginEffect::Freeze { confirmed, .. } => {
+                regions.try_for_each(|region| {
+                    region.live.freeze()?;
+                    region.take_last(*confirmed)?;
+                    region.begin_to_seal();
+                    Ok::<_, Error>(())
+                })?;
+                self.regions.iter().try_for_each(|region| region.sealed())
+            }
             OriginEffect::Thaw => {
                 regions.for_each(|region| region.live.thaw());
                 Ok(())
@@ -134,6 +139,7 @@ impl Inner {
                 regions.try_for_each(|region| region.live.keep())
             }
             OriginEffect::Release => {
+                regions.for_each(|region| region.let_go_of_witness());
                 self.application.released();
                 Ok(())
             }

@@ -11,7 +11,7 @@ use super::super::not_now;
 use super::{AGAIN, Inner, State};
 use crate::engine::migration::incoming::PAUSE;
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::{RemoteStore, Store};
+use crate::store::RemoteStore;
 
 impl Inner {
     /// The life of the thread that asks the origin.
@@ -83,8 +83,7 @@ impl Inner {
             Request::Switch { number, .. } => {
                 let asked = Instant::now();
                 let migrated = self.step_all(MigrateStep::Switch { number })?;
-                let since =
-                    Duration::from_micros(migrated.micros) + self.incoming()[0].origin.round_trip() / 2;
+                let since = Duration::from_micros(migrated.micros) + self.incoming()[0].round_trip() / 2;
                 let suspended = Instant::now().checked_sub(since).unwrap_or(asked).max(asked);
                 self.lock().times.suspended = Some(suspended);
                 Ok(Reply::Offered { token: Token(migrated.token), number })
@@ -106,9 +105,9 @@ impl Inner {
 
     /// A step of the whole migration.
     fn step_one(&self, id: MigrationId, step: MigrateStep) -> Result<Migrated> {
-        match self.incoming().first() {
-            Some(one) => one.origin.migrate(step),
-            // After a restart, of what was given up: nothing of it is wanted here.
+        match self.incoming().first().filter(|one| one.origin.is_some()) {
+            Some(one) => one.migrate(step),
+            // After a restart, of what was given up, or of what came without the origin: nothing of it is wanted here.
             None => {
                 let (address, _) = &self.targets[0];
                 RemoteStore::connect_move(address, &self.options.remote, id.0, &self.owner)?.migrate(step)
@@ -120,16 +119,16 @@ impl Inner {
     fn step_all(&self, step: MigrateStep) -> Result<Migrated> {
         let incoming = self.incoming();
         let answers: Vec<Result<Migrated>> = match incoming {
-            [one] => vec![one.origin.migrate(step)],
+            [one] => vec![one.migrate(step)],
             all => std::thread::scope(|scope| {
-                let asked: Vec<_> =
-                    all.iter().map(|one| scope.spawn(move || one.origin.migrate(step))).collect();
+                let asked: Vec<_> = all.iter().map(|one| scope.spawn(move || one.migrate(step))).collect();
                 let panicked = |panic| std::panic::resume_unwind(panic);
                 asked.into_iter().map(|answer| answer.join().unwrap_or_else(panicked)).collect()
             }),
         };
         let answers = answers.into_iter().collect::<Result<Vec<_>>>()?;
-        for (one, answer) in incoming.iter().zip(&answers) {
+        for (index, (one, answer)) in incoming.iter().zip(&answers).enumerate() {
+            self.told_of_witness(index, answer)?;
             if matches!(step, MigrateStep::Switch { .. }) && answer.state < OriginState::Offered {
                 return Err(Error::new(ErrorKind::Protocol, "the origin has not suspended the application"));
             }

@@ -15,6 +15,7 @@ use crate::address::RegionAddress;
 use crate::engine::Region;
 use crate::engine::migration::incoming::{Incoming, PAUSE, is_passing};
 use crate::engine::migration::record::SetsFile;
+use crate::engine::migration::source::Source;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::arriving::{Arriving, Keeper};
 use crate::store::{RemoteStore, Store};
@@ -57,6 +58,12 @@ impl Inner {
         Ok(())
     }
 
+    /// Whether there is a witness of a region that was accepted.
+    fn is_witnessed(&self, index: usize) -> bool {
+        let recorded = self.record.as_ref().map(|record| record.witnesses()).unwrap_or_default();
+        self.witnesses[index].is_some() && recorded.get(index).is_some_and(|at| at.store != [0; 16])
+    }
+
     fn connect_again(&self) -> Result<usize> {
         let id = self.lock().machine.id();
         let deadline = Instant::now() + self.options.remote.patience;
@@ -74,16 +81,27 @@ impl Inner {
     /// Opens the regions at the origin, and begins to take them in at their homes. Answers the number of the tracking.
     pub(super) fn connect(&self, id: MigrationId, accepted: bool) -> Result<u64> {
         if let Some(known) = self.incoming.get() {
-            return Ok(known[0].origin.info().epoch);
+            return Ok(known[0].source.info().epoch);
         }
+        let has_everything = accepted && self.lock().machine.has_everything();
         let mut incoming: Vec<Arc<Incoming>> = Vec::new();
         for (index, (address, home)) in self.targets.iter().enumerate() {
-            let remote = RemoteStore::connect_move(address, &self.options.remote, id.0, &self.owner)?;
-            let origin = Arc::new(remote);
+            let origin = match RemoteStore::connect_move(address, &self.options.remote, id.0, &self.owner) {
+                Ok(origin) => Some(Arc::new(origin)),
+                Err(error) if has_everything || (accepted && self.is_witnessed(index)) => {
+                    tracing::warn!(region = address.name, %error, "the origin is gone; it is done without");
+                    None
+                }
+                Err(error) => return Err(error),
+            };
             let sets = self.record.as_ref().map(|record| record.sets(index));
-            incoming.push(Arc::new(self.arrive(id, (address, home), &origin, sets, accepted)?));
+            let known = if has_everything { Known::All } else { Known::of(accepted) };
+            incoming.push(Arc::new(self.arrive(id, (address, home), origin, sets, known)?));
         }
-        let generation = incoming[0].origin.info().epoch;
+        if accepted && !has_everything {
+            self.rely_on_recorded(&incoming)?;
+        }
+        let generation = incoming[0].source.info().epoch;
         // Nobody else connects.
         let _ = self.incoming.set(incoming);
         Ok(generation)
@@ -93,9 +111,9 @@ impl Inner {
         &self,
         id: MigrationId,
         (address, home): (&RegionAddress, &Arc<dyn Store>),
-        origin: &Arc<RemoteStore>,
+        origin: Option<Arc<RemoteStore>>,
         sets: Option<SetsFile>,
-        accepted: bool,
+        known: Known,
     ) -> Result<Incoming> {
         let info = home.info();
         let pages = Geometry::new(info.capacity, ChunkSize::PAGE).page_count();
@@ -104,8 +122,9 @@ impl Inner {
             return Err(Error::new(ErrorKind::Unsupported, text));
         }
         let region = *info.id.as_bytes();
-        let present = match &sets {
-            Some(sets) if accepted => {
+        let present = match (&sets, known) {
+            (_, Known::All) => BitSet::full(pages),
+            (Some(sets), Known::Recorded) => {
                 let known = sets.read(id, region, pages)?;
                 known.at(info.epoch).map_err(|error| sets.damaged(&error))?.clone()
             }
@@ -114,21 +133,40 @@ impl Inner {
         home.fence()?;
         let keeper = sets
             .map(|file| Box::new(Kept { file, id, region, sequence: AtomicU64::new(0) }) as Box<dyn Keeper>);
-        let arriving = Arriving::new(home.clone(), origin.clone() as Arc<dyn Store>, present, keeper);
-        if !accepted {
+        let source = Source::new(&address.name, origin.clone(), info);
+        let arriving = Arriving::new(home.clone(), source.clone() as Arc<dyn Store>, present, keeper);
+        if known == Known::Nothing {
             // Whatever was there is not the region's.
             arriving.invalidate(&[ByteRange::new(0, info.capacity)]);
         }
         let region = Region::new(&address.name, arriving.clone())?;
         Ok(Incoming {
             name: address.name.clone(),
-            origin: origin.clone(),
+            origin,
+            source,
             arriving,
             region,
             moved: Arc::new(AtomicU64::new(0)),
             frequency: Mutex::new(WriteFrequency::new(Geometry::new(info.capacity, ChunkSize::DEFAULT))),
             patience: self.options.remote.patience,
         })
+    }
+}
+
+/// What is known to be at home.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Known {
+    /// Whatever is there is not the region's.
+    Nothing,
+    /// What the sets say.
+    Recorded,
+    /// Everything.
+    All,
+}
+
+impl Known {
+    fn of(accepted: bool) -> Self {
+        if accepted { Self::Recorded } else { Self::Nothing }
     }
 }
 
