@@ -430,6 +430,16 @@ impl Destination {
         }
     }
 
+    /// Whether it is given up, and that is not carried out here yet: the application is to be suspended where somebody has
+    /// taken it back, and the record to be written. Who ends before that may find the application its own after a restart.
+    pub fn is_ending(&self) -> bool {
+        matches!(
+            self.state,
+            State::Ousting { step: Ousting::Suspend | Ousting::Record }
+                | State::Aborting { step: Aborting::Record, .. }
+        )
+    }
+
     /// Why it was given up.
     pub fn cause(&self) -> Option<&Cause> {
         self.cause.as_ref()

@@ -101,7 +101,6 @@ fn a_destination_whose_application_was_taken_back_by_force_ends_and_leaves_it_to
 
 /// Its record has to say so, too, before it ends: else whoever begins it again runs the application on both sides.
 #[test]
-#[ignore = "a destination that is ousted may end before it has suspended, recorded that, and known why"]
 fn a_destination_whose_application_was_taken_back_by_force_suspends_it_says_so_and_can_only_begin_anew() {
     // Who waits for the rest hears of it long before the application is suspended.
     let Taken { application, mut out, mut there, link: _link } = Taken::back("sleep 1");

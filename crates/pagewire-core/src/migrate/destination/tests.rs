@@ -166,9 +166,9 @@ fn an_owner_whom_the_origin_refuses_stops_at_once() {
     assert!(destination.may_run(), "the origin may have a full disk");
     destination.handle_retry();
     refuse(&mut destination, RefusalKind::Over);
-    assert!(!destination.may_run());
+    assert!(!destination.may_run() && destination.is_ending());
     assert_eq!(carry_out(&mut destination, None), [DestinationEffect::Suspend, ABORTED]);
-    assert!(!destination.is_resumed() && !destination.is_finished());
+    assert!(!destination.is_resumed() && !destination.is_finished() && !destination.is_ending());
     assert_eq!(answer(&mut destination, Reply::Aborted), Request::Abort { id: ID });
     assert_eq!((destination.phase(), destination.is_finished()), (Phase::Ousted, true));
 }

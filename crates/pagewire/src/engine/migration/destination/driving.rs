@@ -284,7 +284,8 @@ impl Inner {
 
     /// Everything is here, and durable: the origin is told, and not needed any more.
     pub(super) fn everything_is_home(&self) -> Result<()> {
-        self.with(machine::Destination::handle_everything_home).map_err(|_| not_now())?;
+        let home = self.with(machine::Destination::handle_everything_home);
+        home.map_err(|_| self.failure().unwrap_or_else(not_now))?;
         let deadline = Instant::now() + self.options.remote.patience;
         let mut state = self.lock();
         while state.machine.phase() != Phase::Completed {
@@ -325,8 +326,27 @@ impl Inner {
     /// Ends the threads; what was not accepted is given up.
     pub(super) fn close(&self) {
         self.give_up(&Error::new(ErrorKind::Cancelled, "the destination has gone"));
+        self.end();
         self.lock().closed = true;
         self.changed.notify_all();
+    }
+
+    /// Waits until the end is carried out, if it has come: a command that suspends the application takes as long as it
+    /// takes; what fails is tried again for as long as the patience lasts.
+    fn end(&self) {
+        let deadline = Instant::now() + self.options.remote.patience;
+        let mut state = self.lock();
+        while state.machine.is_ending() && !state.closed {
+            let failure = state.machine.failure();
+            if let Some(why) = failure.filter(|_| Instant::now() >= deadline) {
+                tracing::error!(
+                    "the migration is given up, but that could not be carried out here, and the record does not say it: {why}"
+                );
+                return;
+            }
+            let until = failure.is_some().then_some(deadline);
+            state = self.wait(state, until);
+        }
     }
 
     /// The life of the thread that carries out effects.
