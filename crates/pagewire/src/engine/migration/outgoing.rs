@@ -136,23 +136,24 @@ impl Outgoing {
         self.witnessing().map(|witnessing| witnessing.witnessed()).transpose()
     }
 
-    /// Whether it can be switched without the application standing still for as long as a witness takes, of which who
-    /// switches does not know.
+    /// Whether it can be switched without the application standing still for as long as a witness takes that is not
+    /// reached yet, or of which who switches does not know.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Usage`] if not.
+    /// [`ErrorKind::Usage`] where who switches has to name it; whatever keeps it from being reached.
     pub(super) fn check_witnessed(&self) -> Result<()> {
-        match self.witnessed()? {
-            Some(witnessed) if witnessed.missing > UNWATCHED && !self.sets().is_watched => {
-                let text = format!(
-                    "'{}' is streamed to a witness before it moves, which lacks {} bytes: who takes it over names it, too",
-                    self.name, witnessed.missing
-                );
-                Err(Error::new(ErrorKind::Usage, text))
-            }
-            _ => Ok(()),
+        let Some(witnessing) = self.witnessing() else { return Ok(()) };
+        witnessing.reached()?;
+        let missing = witnessing.witnessed()?.missing;
+        if missing > UNWATCHED && !self.sets().is_watched {
+            let text = format!(
+                "'{}' is streamed to a witness before it moves, which lacks {missing} bytes: who takes it over names it, too",
+                self.name
+            );
+            return Err(Error::new(ErrorKind::Usage, text));
         }
+        Ok(())
     }
 
     /// The region is frozen and its last set is taken: the witness gets what it lacks.

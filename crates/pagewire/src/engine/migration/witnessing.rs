@@ -125,6 +125,27 @@ impl Witnessing {
         })
     }
 
+    /// Waits until the witness was reached: while the application is suspended would be too late to learn that it cannot be.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`] where it cannot be reached, or that lasts for longer than the patience.
+    pub(super) fn reached(&self) -> Result<()> {
+        let shared = &self.shared;
+        let unknown = |state: &mut State| state.store == [0; 16] && state.failed.is_none();
+        // Who gives it up says why, a little later than the patience ends.
+        let waited = shared.changed.wait_timeout_while(shared.lock(), shared.patience * 2, unknown);
+        let (state, waited) = waited.expect("no holder panics");
+        match &state.failed {
+            Some(error) => Err(error.clone()),
+            None if waited.timed_out() => {
+                let text = format!("{} does not answer within {:?}", shared.witness, shared.patience);
+                Err(Error::new(ErrorKind::Io, text))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// The region is frozen, and everything that was written is found: what the witness lacks is sent, and flushed.
     pub(super) fn begin_to_seal(&self) {
         self.shared.lock().sealing = true;
@@ -228,6 +249,7 @@ impl Shared {
         }
         store.fence()?;
         self.lock().store = *info.id.as_bytes();
+        self.changed.notify_all();
         let pages = Geometry::new(self.tracked.capacity(), ChunkSize::PAGE).page_count();
         let stage = store.stage().number;
         Ok(Writing { store, stage, unflushed: BitSet::new(pages), bytes: 0, flushed: Instant::now() })
