@@ -102,6 +102,8 @@ pub struct Controller {
     costs: Costs,
     /// The lowest that was measured.
     round_trip: Duration,
+    /// How many bytes there are in all; more can never be written, nor missing.
+    length: u64,
     sent: u64,
     /// Bytes and seconds of sending, the latest counting most.
     rate: (f64, f64),
@@ -130,6 +132,7 @@ impl Controller {
             goals,
             costs,
             round_trip: Duration::ZERO,
+            length: u64::MAX,
             sent: 0,
             rate: (0.0, 0.0),
             samples: VecDeque::new(),
@@ -150,6 +153,11 @@ impl Controller {
         if self.round_trip.is_zero() || round_trip < self.round_trip {
             self.round_trip = round_trip;
         }
+    }
+
+    /// The regions have so many bytes.
+    pub fn handle_length(&mut self, length: u64) {
+        self.length = length;
     }
 
     /// What a switch takes is known better than at the beginning.
@@ -294,7 +302,9 @@ impl Controller {
     }
 
     fn view(&self, now: Duration, missing: u64) -> View {
+        // A page that is missing and written counts once.
         let set = self.pending(now + self.round_trip / 2 + self.costs.suspend);
+        let set = set.min(self.length.saturating_sub(missing));
         let link = (self.rate.1 > 0.0 && self.rate.0 > 0.0).then(|| self.rate.0 / self.rate.1);
         let leaving = self.costs.suspend + self.round_trip / 2 + self.costs.record + self.costs.resume;
         let last = missing.saturating_add(set);

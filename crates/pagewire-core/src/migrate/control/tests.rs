@@ -393,3 +393,15 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn no_more_is_expected_to_be_written_than_there_is() {
+    let mut controller = Controller::new(Goals::default(), COSTS);
+    controller.handle_length(GIB);
+    controller.handle_begun(Duration::ZERO);
+    controller.handle_sent(512 * MIB, ms(500));
+    controller.handle_look(ms(500), 200 * MIB, ms(500));
+    controller.handle_look(ms(8000), 3 * GIB, ms(7500));
+    let decision = controller.decide(ms(8000), 512 * MIB, 0);
+    assert_eq!((decision.missing, decision.set), (512 * MIB, 512 * MIB));
+}

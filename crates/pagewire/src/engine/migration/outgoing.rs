@@ -185,6 +185,17 @@ impl Outgoing {
         Ok(())
     }
 
+    /// The application is about to be suspended: what was written since the last set, and would take long to be collected
+    /// while it stands still, is collected before.
+    pub(super) fn prepare(&self) -> Result<()> {
+        self.live.prepare()?;
+        let mut sets = self.sets();
+        match sets.tracking {
+            Tracking::On => self.take(&mut sets).map(drop),
+            Tracking::Ready | Tracking::Off => Ok(()),
+        }
+    }
+
     /// The same for the last set; where the one before was not `confirmed` to be received, that belongs to it, too.
     pub(super) fn take_last(&self, confirmed: bool) -> Result<()> {
         let mut sets = self.sets();
@@ -470,10 +481,24 @@ mod tests {
     }
 
     #[test]
+    fn what_is_collected_before_the_suspension_is_in_the_last_set() -> Result<()> {
+        let (live, outgoing) = outgoing();
+        outgoing.track()?;
+        read_first_page(&outgoing)?;
+        live.write(1);
+        outgoing.prepare()?;
+        live.write(2);
+        outgoing.take_last(true)?;
+        assert_eq!(outgoing.kept().ranges, pages(1, 3));
+        Ok(())
+    }
+
+    #[test]
     fn who_has_read_nothing_is_told_of_everything_without_a_look() -> Result<()> {
         let (live, outgoing) = outgoing();
         outgoing.track()?;
         live.write(0);
+        outgoing.prepare()?;
         outgoing.take_last(true)?;
         assert_eq!(outgoing.kept().ranges, pages(0, 4));
         read_first_page(&outgoing)?;

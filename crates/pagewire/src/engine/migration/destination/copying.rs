@@ -158,6 +158,7 @@ impl Inner {
     /// Looks, and tells the controller.
     fn look_for(&self, controller: &mut Controller, began: Instant) -> Result<()> {
         let looked = self.look()?;
+        controller.handle_length(looked.length);
         controller.handle_look(began.elapsed(), looked.written, looked.time);
         if let Some(lacking) = self.lacking() {
             controller.handle_witness(began.elapsed(), lacking.missing, lacking.sent);

@@ -99,7 +99,7 @@ impl Inner {
             OriginEffect::TakeRound { .. } => regions.try_for_each(|region| region.take_set()),
             OriginEffect::Record(phase) => self.record.as_ref().map_or(Ok(()), |record| record.write(*phase)),
             OriginEffect::Suspend => {
-                regions.try_for_each(|region| region.live.prepare())?;
+                regions.try_for_each(|region| region.prepare())?;
                 self.lock().suspended = Some(Instant::now());
                 self.application.suspend()
             }
