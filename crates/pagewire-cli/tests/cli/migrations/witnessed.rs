@@ -3,7 +3,7 @@
 use super::Application;
 use super::application::NAME;
 use super::gate::Gate;
-use super::side::Side;
+use super::side::{Side, status};
 use crate::driving::{run, stdout, wait_for};
 
 /// A third host, with a store that has something else in it.
@@ -27,12 +27,11 @@ fn what_a_killed_origin_had_comes_from_its_witness() {
     let (region, path) = (out.region(NAME), application.path("b"));
     let gate = Gate::new(&application, "resume");
     let resume = gate.before(&application.script("start"));
-    let record = application.path("b.region.arrival");
+    let record = application.record("b.region.arrival");
     let extra = ["--mode", "post-copy", "--witness", &witness, "--on-resume", &resume];
     let mut there = application.arrive(&region, &path, &extra);
     gate.wait();
-    let found: serde_json::Value =
-        serde_json::from_str(&stdout(&["migrate", "status", record.to_str().unwrap(), "--json"])).unwrap();
+    let found = status(&record);
     assert_eq!(found["witnesses"].as_array().map(Vec::len), Some(1), "{found}");
     out.kill();
     gate.open();
@@ -40,7 +39,7 @@ fn what_a_killed_origin_had_comes_from_its_witness() {
     let complete = there.line("complete: ");
     assert!(complete.contains("the origin is gone"), "{complete}");
     application.wait_for_commits(3);
-    let found = stdout(&["migrate", "status", record.to_str().unwrap()]);
+    let found = stdout(&["migrate", "status", &record]);
     // The origin may have heard of its beginning, but not of its end.
     assert!(found.starts_with("completing: ") || found.starts_with("completed: "), "{found}");
     // It comes back, does not run anything, and hears that it is over.
@@ -48,9 +47,7 @@ fn what_a_killed_origin_had_comes_from_its_witness() {
     let mut again = application.out(&["--listen", address]);
     assert!(again.errors().contains("must not run here"), "{}", again.errors());
     assert_eq!(again.end().code(), Some(0), "{}", again.errors());
-    wait_for("it is known", || {
-        stdout(&["migrate", "status", record.to_str().unwrap()]).starts_with("completed: ")
-    });
+    wait_for("it is known", || stdout(&["migrate", "status", &record]).starts_with("completed: "));
     application.wait_for_commits(2);
     application.stop();
     application.check(&path);
@@ -79,10 +76,10 @@ fn a_destination_that_is_killed_too_goes_on_with_the_witness_alone() {
     out.kill();
     there.kill();
     gate.open();
-    let record = application.path("b.region.arrival");
+    let record = application.record("b.region.arrival");
     // The second time everything is here, and nobody else is needed.
     for round in 0..2 {
-        let mut there = Side::start(application.folder(), &["migrate", "resume", record.to_str().unwrap()]);
+        let mut there = Side::start(application.folder(), &["migrate", "resume", &record]);
         there.line("arrived ");
         assert!(there.line("complete: ").contains("the origin is gone"));
         application.wait_for_commits(2);
@@ -103,14 +100,14 @@ fn a_witness_that_cannot_be_used_is_told_at_once() {
         let suspend = ["--on-suspend", "true", "--listen", "pw://127.0.0.1:0"];
         run(&[&["migrate", "out", &offer, "--mount", mount, "--witness", witness][..], &suspend].concat())
     };
-    for (witness, status, expected) in [
+    for (witness, code, expected) in [
         ("mem:64MiB", 2, "lost with it"),
         ("ftp://x", 2, "no kind of store"),
         (&format!("file:{}", application.path("none").display()), 1, "the witness"),
     ] {
         let refused = out(witness);
         let text = String::from_utf8_lossy(&refused.stderr);
-        assert!(refused.status.code() == Some(status) && text.contains(expected), "{refused:?}");
+        assert!(refused.status.code() == Some(code) && text.contains(expected), "{refused:?}");
     }
     assert!(!path.exists());
 }

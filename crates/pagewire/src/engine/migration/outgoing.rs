@@ -180,7 +180,7 @@ impl Outgoing {
     /// Takes what was written since the last set, which was received, as the next one.
     pub(super) fn take_set(&self) -> Result<()> {
         let mut sets = self.sets();
-        self.take(&mut sets)?;
+        sets.take(&*self.live)?;
         sets.keep();
         Ok(())
     }
@@ -191,7 +191,7 @@ impl Outgoing {
         self.live.prepare()?;
         let mut sets = self.sets();
         match sets.tracking {
-            Tracking::On => self.take(&mut sets).map(drop),
+            Tracking::On => sets.take(&*self.live).map(drop),
             Tracking::Ready | Tracking::Off => Ok(()),
         }
     }
@@ -206,7 +206,7 @@ impl Outgoing {
                 sets.pending.insert_range(pages);
                 sets.tracking = Tracking::Off;
             }
-            _ => drop(self.take(&mut sets)?),
+            _ => drop(sets.take(&*self.live)?),
         }
         let Sets { pending, kept, .. } = &mut *sets;
         if let Some(kept) = kept.as_ref().filter(|_| !confirmed) {
@@ -220,7 +220,7 @@ impl Outgoing {
     pub(super) fn look(&self) -> Result<Written> {
         let mut sets = self.sets();
         sets.is_watched = true;
-        self.take(&mut sets)?;
+        sets.take(&*self.live)?;
         Ok(sets.look())
     }
 
@@ -234,12 +234,7 @@ impl Outgoing {
     /// How many bytes of pages were written though the application was suspended.
     pub(super) fn strays(&self) -> u64 {
         // What cannot be found out is not worth more.
-        self.take(&mut self.sets()).unwrap_or(0) * PAGE_SIZE
-    }
-
-    /// Takes what was written since the last time, and answers how many pages that was.
-    fn take(&self, sets: &mut Sets) -> Result<u64> {
-        sets.take(&*self.live)
+        self.sets().take(&*self.live).unwrap_or(0) * PAGE_SIZE
     }
 
     /// The pages of a set as ranges, as few as an answer may have.
