@@ -77,6 +77,14 @@ impl Slots {
     }
 }
 
+impl Drop for Slots {
+    fn drop(&mut self) {
+        // A process that is just being started has the file open, too, until it becomes another program: the lock is not to
+        // last for as long as that. Should it fail, it ends with the last of them.
+        let _ = pagewire_sys::file::unlock(self.file.as_fd());
+    }
+}
+
 /// Makes the name of a file durable.
 fn sync_folder(path: &Path) -> io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
