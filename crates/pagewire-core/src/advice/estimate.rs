@@ -191,6 +191,11 @@ fn made_for(way: Way, workload: &Workload) -> (Fit, Vec<String>) {
             Fit::MadeFor,
             "The program finds a file at a path, and may read, write, and map it, without being changed.",
         ),
+        Method::Fuse if workload.moves_guest() => (
+            Fit::MadeFor,
+            "The guest's memory is a shared mapping of a mounted file: it runs at once, what it writes is known while it \
+             runs, and so it can be moved.",
+        ),
         Method::Fuse => (Fit::Good, "A mounted file can be opened and mapped by any program."),
         Method::Nbd if workload.need == Need::NbdClient => {
             (Fit::MadeFor, "The program speaks NBD itself: an export is all that it needs, and no privilege.")

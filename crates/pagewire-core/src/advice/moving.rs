@@ -185,12 +185,7 @@ fn reasons(how: Transfer, workload: &Workload, outlook: &Outlook) -> Vec<String>
         }
         Transfer::StopAndCopy => None,
     };
-    let memory = (workload.vm_ram && !workload.is_read_only()).then(|| {
-        "To be moved, the guest's memory is a shared mapping of a mounted file: what is written into memory that a monitor \
-         fills by a userfaultfd of its own can be told only inside the monitor."
-            .to_owned()
-    });
-    [Some(all), Some(why), safety, memory].into_iter().flatten().collect()
+    [Some(all), Some(why), safety].into_iter().flatten().collect()
 }
 
 fn why_not(how: Transfer, workload: &Workload, outlook: &Outlook) -> String {

@@ -86,6 +86,13 @@ fn against_userfaultfd(workload: &Workload, machine: &Machine) -> Vec<String> {
     if workload.vm_ram && workload.followers > 0 {
         why.push("What a guest writes is not pushed, so no other host can follow.".into());
     }
+    if workload.moves_guest() {
+        why.push(
+            "What a guest writes into memory that its monitor fills by a userfaultfd can be told only inside the monitor, \
+             so it cannot be moved while it runs."
+                .into(),
+        );
+    }
     let (touched, available) = (workload.touched_bytes(), machine.memory.available as f64);
     if touched > available {
         why.push(format!(

@@ -30,7 +30,7 @@ fn each_use_case_has_its_method() {
         (UseCase::State, Userfaultfd, true),
         (UseCase::Database, Fuse, true),
         (UseCase::Snapshot, Userfaultfd, true),
-        (UseCase::VmRam, Userfaultfd, true),
+        (UseCase::VmRam, Fuse, true),
         (UseCase::Replica, Mirror, false),
         (UseCase::Disk, Nbd, true),
     ] {
@@ -59,7 +59,9 @@ fn what_a_workload_forbids_is_said() {
     assert!(ruled_out(&about(&UseCase::Replica.workload()), Method::Nbd).contains("would not follow"));
     let vm = Workload { survives_crash: true, followers: 1, ..UseCase::VmRam.workload() };
     let said = ruled_out(&about(&vm), Method::Userfaultfd);
-    assert!(said.contains("no flush") && said.contains("not pushed"), "{said}");
+    for text in ["no flush", "not pushed", "cannot be moved"] {
+        assert!(said.contains(text), "{text}: {said}");
+    }
     // What the workload forbids no command mends.
     assert!(advice.ruled_out.iter().all(|out| out.mend.is_empty()), "{advice:#?}");
     let odd = Workload { region: 1_000_001, ..UseCase::Disk.workload() };

@@ -129,6 +129,11 @@ impl Workload {
         self.writes.are_none()
     }
 
+    /// Whether a guest is moved whose memory it writes to: then what it writes has to be known from outside of its monitor.
+    pub fn moves_guest(&self) -> bool {
+        self.vm_ram && self.moves && !self.is_read_only()
+    }
+
     /// With numbers that can be computed with.
     pub(super) fn in_bounds(&self) -> Workload {
         let positive = |value: f64, least: f64| if value.is_finite() { value.max(least) } else { least };
