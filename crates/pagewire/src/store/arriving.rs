@@ -202,8 +202,13 @@ impl Arriving {
             let bytes = super::Gather::wait(range, |sink| {
                 let (epoch, urgency) = (origin.info().epoch, super::Urgency::Demand);
                 origin.read(Read { ranges: vec![range], epoch, urgency, sink });
-            })?;
-            self.fill(crate::sink::Part::Bytes { offset: range.start, bytes: &bytes })?;
+            });
+            match bytes {
+                Ok(bytes) => self.fill(crate::sink::Part::Bytes { offset: range.start, bytes: &bytes })?,
+                // It may have come in another way.
+                Err(error) if self.pages.is_absent(page, self.home.stage()) => return Err(error),
+                Err(_) => {}
+            }
         }
         Ok(())
     }
@@ -250,7 +255,7 @@ impl Store for Arriving {
         let Some(this) = self.this.upgrade() else {
             return sink.done(Err(Error::new(ErrorKind::Cancelled, "the region was closed")));
         };
-        let kept = Arc::new(Kept::new(this, sink.clone()));
+        let kept = Arc::new(Kept::new(this, there.clone(), urgency, sink.clone()));
         origin.read(Read { ranges: there, epoch: origin.info().epoch, urgency, sink: kept });
         if !here.is_empty() {
             self.home.read(Read { ranges: here, epoch, urgency, sink });

@@ -1,14 +1,14 @@
 //! What comes from the origin, on its way to its new home.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use pagewire_core::chunk::ByteRange;
 
 use super::Arriving;
 use crate::error::Result;
 use crate::sink::Part;
-use crate::store::{Sink, wait};
+use crate::store::{Read, STAGED, Sink, Urgency, wait};
 
 impl Arriving {
     /// Puts a part of the origin's bytes to where nothing has arrived: what was written here meanwhile stays.
@@ -39,20 +39,46 @@ impl Arriving {
 }
 
 /// The sink of what somebody has asked for: they get it first, then it is kept.
+///
+/// It may have come in another way meanwhile, and then it is at home: the origin is told so once everything is, and need not answer
+/// any more what was asked of it before.
 pub(super) struct Kept {
     arriving: Arc<Arriving>,
+    urgency: Urgency,
+    state: Mutex<Asked>,
+}
+
+struct Asked {
+    /// What has not come.
+    missing: Vec<ByteRange>,
     sink: Arc<dyn Sink>,
 }
 
 impl Kept {
-    pub(super) fn new(arriving: Arc<Arriving>, sink: Arc<dyn Sink>) -> Self {
-        Self { arriving, sink }
+    pub(super) fn new(
+        arriving: Arc<Arriving>,
+        ranges: Vec<ByteRange>,
+        urgency: Urgency,
+        sink: Arc<dyn Sink>,
+    ) -> Self {
+        Self { arriving, urgency, state: Mutex::new(Asked { missing: ranges, sink }) }
+    }
+
+    fn asked(&self) -> MutexGuard<'_, Asked> {
+        self.state.lock().expect("no holder panics")
     }
 }
 
 impl Sink for Kept {
     fn part(&self, part: Part<'_>) {
-        self.sink.part(part);
+        let sink = {
+            let mut asked = self.asked();
+            let missing = std::mem::take(&mut asked.missing).into_iter();
+            let left = missing.flat_map(|missing| missing.without(part.range()));
+            asked.missing = left.filter(|range| !range.is_empty()).collect();
+            asked.sink.clone()
+        };
+        sink.part(part);
         // What cannot be kept is asked for again.
         if let Err(error) = self.arriving.fill(part) {
             tracing::debug!(%error, "what was asked for could not be kept");
@@ -60,7 +86,17 @@ impl Sink for Kept {
     }
 
     fn done(&self, result: Result<()>) {
-        self.sink.done(result);
+        let (missing, sink) = {
+            let mut asked = self.asked();
+            (std::mem::take(&mut asked.missing), asked.sink.clone())
+        };
+        let Err(error) = result else { return sink.done(Ok(())) };
+        let (ranges, absent) = self.arriving.pages.split(&missing, self.arriving.home.stage());
+        if !absent.is_empty() {
+            return sink.done(Err(error));
+        }
+        tracing::debug!(%error, "what the origin does not answer has come meanwhile");
+        self.arriving.home.read(Read { ranges, epoch: STAGED, urgency: self.urgency, sink });
     }
 }
 

@@ -270,3 +270,74 @@ fn a_read_of_what_is_here_and_there_is_whole() {
     expected[written.start as usize..written.end as usize].fill(9);
     assert!(bytes.unwrap() == expected[read.start as usize..read.end as usize]);
 }
+
+/// An origin that answers nothing before it is told how.
+#[derive(Default)]
+struct Silent {
+    asked: Mutex<Vec<Read>>,
+}
+
+impl Store for Silent {
+    fn info(&self) -> Info {
+        MemoryStore::new(CAPACITY).info()
+    }
+
+    fn read(&self, read: Read) {
+        self.asked.lock().unwrap().push(read);
+    }
+
+    fn write(&self, _: &[ByteRange], _: &[u8], done: Completion) {
+        done(Ok(()));
+    }
+
+    fn flush(&self, flush: Flush) {
+        (flush.done)(Ok(self.info()));
+    }
+}
+
+#[test]
+fn what_the_origin_does_not_answer_any_more_has_come_in_another_way() {
+    let both = Both::new(CAPACITY);
+    let silent = Arc::new(Silent::default());
+    let arriving = Arriving::new(both.home.clone(), silent.clone(), BitSet::new(PAGES), None);
+    let read = |pages: std::ops::Range<u64>| {
+        let range = ByteRange::of_pages(pages);
+        let (sender, answer) = std::sync::mpsc::sync_channel(1);
+        let sink = crate::store::Gather::new(range, move |result| sender.send(result).unwrap());
+        arriving.read(Read { ranges: vec![range], epoch: STAGED, urgency: Urgency::Demand, sink });
+        answer
+    };
+    let gone = || Error::new(ErrorKind::Fenced, "the region has moved");
+    // Of three pages the origin gives one before it goes; of two nothing, and one of them does not come otherwise.
+    let (whole, lacking) = (read(2..5), read(6..8));
+    for page in [2, 3, 4, 6] {
+        let range = ByteRange::of_pages(page..page + 1);
+        arriving.fill(Part::Bytes { offset: range.start, bytes: &[page as u8; 4096] }).unwrap();
+    }
+    let asked = std::mem::take(&mut *silent.asked.lock().unwrap());
+    asked[0].sink.part(Part::Bytes { offset: 2 * PAGE_SIZE, bytes: &[2; 4096] });
+    for Read { sink, .. } in asked {
+        sink.done(Err(gone()));
+    }
+    let expected: Vec<u8> = (2..5u8).flat_map(|page| [page; 4096]).collect();
+    assert!(whole.recv().unwrap().unwrap() == expected);
+    assert_eq!(lacking.recv().unwrap().unwrap_err().kind(), ErrorKind::Fenced);
+    // A page of which a part is written is brought first, which fails, but after it has come.
+    std::thread::scope(|scope| {
+        let arriving = &arriving;
+        let written = scope.spawn(move || {
+            wait(|done| arriving.write(&[ByteRange::new(9 * PAGE_SIZE, 9 * PAGE_SIZE + 1)], &[7], done))
+        });
+        let asked = loop {
+            match silent.asked.lock().unwrap().pop() {
+                Some(read) => break read,
+                None => std::thread::yield_now(),
+            }
+        };
+        arriving.fill(Part::Bytes { offset: 9 * PAGE_SIZE, bytes: &[9; 4096] }).unwrap();
+        asked.sink.done(Err(gone()));
+        written.join().unwrap().unwrap();
+    });
+    let bytes = both.home.read_bytes(ByteRange::of_pages(9..10), STAGED).unwrap();
+    assert_eq!(bytes[..2], [7, 9]);
+}
