@@ -10,7 +10,7 @@ mod request;
 pub use error::{RemoteError, RemoteErrorKind};
 pub use hello::{Hello, HelloReply, MAGIC, Role};
 pub use migrate::{
-    MigrateRequest, MigrateStep, Migrated, MigrationAction, MigrationState, OriginState, Witnessed,
+    MigrateRequest, MigrateStep, Migrated, MigrationAction, MigrationState, OriginState, SetStream, Witnessed,
 };
 pub use notification::Notification;
 pub use reply::{Leased, ListReply, RegionInfo, Reply};

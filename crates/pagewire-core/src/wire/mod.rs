@@ -34,7 +34,7 @@ pub use header::{Class, FrameType, HEADER_LEN, Header};
 pub use message::{
     Hello, HelloReply, Leased, ListReply, MigrateRequest, MigrateStep, Migrated, MigrationAction,
     MigrationState, Notification, OpenMode, OriginState, RegionInfo, RemoteError, RemoteErrorKind, Reply,
-    Request, Role, TreeRequest, Witnessed,
+    Request, Role, SetStream, TreeRequest, Witnessed,
 };
 pub use write::{PackedWriteHeader, WriteHeader};
 

@@ -94,6 +94,26 @@ impl RemoteStore {
         self.session.migrate(step)
     }
 
+    /// The same for a step that takes a set, whose pages follow the answer, into `sink`: the first may come before this
+    /// returns.
+    ///
+    /// # Errors
+    ///
+    /// The same; the sink has its end then, or will have.
+    pub(crate) fn migrate_with_pages(
+        &self,
+        step: MigrateStep,
+        sink: Arc<dyn Sink>,
+    ) -> Result<(Migrated, Box<dyn Stream>)> {
+        let (migrated, stream) = self.session.migrate_with_pages(step, self.info().epoch, sink)?;
+        Ok((migrated, Box::new(stream)))
+    }
+
+    /// Waits until what the peer has sent before is here, but for `limit` at most.
+    pub(crate) fn drain(&self, limit: Duration) {
+        self.session.drain(limit);
+    }
+
     /// Whether the peer was lost, and does not come back at once.
     pub(crate) fn is_gone(&self) -> bool {
         self.session.is_gone()

@@ -14,6 +14,17 @@ pub struct MigrateRequest {
     pub handle: u32,
     /// What to do.
     pub step: MigrateStep,
+    /// Has the pages of a round's or a switch's set follow, unasked.
+    pub pages: Option<SetStream>,
+}
+
+/// A stream of the pages of a set, which begins as soon as the set is taken: to ask for them takes a round trip more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SetStream {
+    /// The request that the stream answers to from then on, as if it had been a STREAM; not 0.
+    pub id: u64,
+    /// How many bytes of payload it may have sent before it is granted more.
+    pub credit: u64,
 }
 
 /// What a destination asks for. Each can be repeated.
@@ -130,7 +141,10 @@ impl MigrateRequest {
         };
         out.extend_from_slice(&self.handle.to_le_bytes());
         out.push(step);
-        out.extend_from_slice(&u64::to_le_bytes(argument));
+        let (id, credit) = self.pages.map_or((0, 0), |pages| (pages.id, pages.credit));
+        for number in [argument, id, credit] {
+            out.extend_from_slice(&u64::to_le_bytes(number));
+        }
     }
 
     pub(super) fn take(fields: &mut Fields<'_>) -> Result<Self, Malformed> {
@@ -144,7 +158,19 @@ impl MigrateRequest {
             (5, token) if token > 0 => MigrateStep::Complete { token },
             (step, argument) => return Err(fields.bad(format!("step {step} with {argument} is none"))),
         };
-        Ok(Self { handle, step })
+        let pages = match (fields.u64()?, fields.u64()?) {
+            (0, 0) => None,
+            (id, credit) if id > 0 && step.takes_set() => Some(SetStream { id, credit }),
+            (id, credit) => return Err(fields.bad(format!("stream {id} of credit {credit} is of no set"))),
+        };
+        Ok(Self { handle, step, pages })
+    }
+}
+
+impl MigrateStep {
+    /// Whether it is answered by a set of pages.
+    pub fn takes_set(self) -> bool {
+        matches!(self, Self::Round { .. } | Self::Switch { .. })
     }
 }
 

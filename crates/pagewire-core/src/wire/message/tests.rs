@@ -64,7 +64,10 @@ fn request() -> impl Strategy<Value = Request> {
         }),
         any::<u32>().prop_map(|handle| Request::Refresh { handle }),
         tree(),
-        (any::<u32>(), step()).prop_map(|(handle, step)| Request::Migrate(MigrateRequest { handle, step })),
+        (any::<u32>(), step(), set_stream()).prop_map(|(handle, step, pages)| {
+            let pages = pages.filter(|_| step.takes_set());
+            Request::Migrate(MigrateRequest { handle, step, pages })
+        }),
         (name(), action()).prop_map(|(name, action)| Request::Migration { name, action }),
         Just(Request::Unknown(FrameType::SUBSCRIBE)),
     ]
@@ -79,6 +82,10 @@ fn step() -> impl Strategy<Value = MigrateStep> {
         Just(MigrateStep::Abort),
         (1..=u64::MAX).prop_map(|token| MigrateStep::Complete { token }),
     ]
+}
+
+fn set_stream() -> impl Strategy<Value = Option<SetStream>> {
+    proptest::option::of((1..=u64::MAX, any::<u64>()).prop_map(|(id, credit)| SetStream { id, credit }))
 }
 
 fn action() -> impl Strategy<Value = MigrationAction> {
@@ -118,12 +125,23 @@ fn migration() -> impl Strategy<Value = Reply> {
 #[test]
 fn steps_actions_and_modes_that_there_are_not_are_refused() {
     let mut bytes = Vec::new();
-    Request::Migrate(MigrateRequest { handle: 1, step: MigrateStep::Look }).encode(1, &mut bytes);
+    let look = MigrateRequest { handle: 1, step: MigrateStep::Look, pages: None };
+    Request::Migrate(look).encode(1, &mut bytes);
+    let is_refused = |bytes: &[u8]| {
+        let (header, body) = split(bytes);
+        Request::decode(&header, body).is_err()
+    };
     for (step, argument) in [(6, 0), (0, 1), (1, 0), (2, 0), (3, 0), (4, 9), (5, 0), (255, 0)] {
         let mut bad = bytes.clone();
         (bad[HEADER_LEN + 4], bad[HEADER_LEN + 5]) = (step, argument);
-        let (header, body) = split(&bad);
-        assert!(Request::decode(&header, body).is_err(), "step {step} with {argument}");
+        assert!(is_refused(&bad), "step {step} with {argument}");
+    }
+    // A stream of no set, and one that is none.
+    for (step, stream, credit) in [(0, 7, 0), (0, 7, 1), (3, 7, 1), (1, 0, 1), (2, 0, 1)] {
+        let mut bad = bytes.clone();
+        (bad[HEADER_LEN + 4], bad[HEADER_LEN + 5]) = (step, u8::from(step > 0));
+        (bad[HEADER_LEN + 13], bad[HEADER_LEN + 21]) = (stream, credit);
+        assert!(is_refused(&bad), "stream {stream} of credit {credit} for step {step}");
     }
     let mut bytes = Vec::new();
     let request = Request::Migration { name: "r".into(), action: MigrationAction::Status };

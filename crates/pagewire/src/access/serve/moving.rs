@@ -5,7 +5,8 @@
 
 use std::sync::Arc;
 
-use pagewire_core::wire::{MigrateRequest, MigrationAction, MigrationState, RegionInfo, Reply};
+use pagewire_core::chunk::{ByteRange, PAGE_SIZE};
+use pagewire_core::wire::{MigrateRequest, MigrationAction, MigrationState, RegionInfo, Reply, SetStream};
 
 use super::Shared;
 use super::outgoing::Outgoing;
@@ -50,18 +51,36 @@ pub(super) fn open(
     Ok((session.open_to_move(pin, place)?, info))
 }
 
-/// Carries out a step of a migration.
+/// Carries out a step of a migration. Where the pages of its set are wanted, they are on their way before the answer has
+/// arrived.
 pub(super) fn step(
     session: &Arc<Session>,
     outgoing: &Arc<Outgoing>,
     id: u64,
     request: MigrateRequest,
 ) -> Result<()> {
-    let (place, outgoing) = (session.place(request.handle)?, outgoing.clone());
-    session.aside(move || match place.step(request.step) {
-        Ok(migrated) => outgoing.respond(id, &Reply::Migrated(migrated)),
+    let MigrateRequest { handle, step, pages } = request;
+    let (place, outgoing, this) = (session.place(handle)?, outgoing.clone(), session.clone());
+    session.aside(move || match place.step(step) {
+        Ok(migrated) => {
+            let wanted = pages.map(|pages| (pages, migrated.ranges.clone()));
+            outgoing.respond(id, &Reply::Migrated(migrated));
+            if let Some((pages, ranges)) = wanted
+                && let Err(error) = send_set(&this, handle, pages, &ranges)
+            {
+                outgoing.respond(pages.id, &Reply::Error(error.to_wire(0)));
+            }
+        }
         Err(error) => outgoing.respond(id, &Reply::Error(error.to_wire(0))),
     })
+}
+
+/// Begins to send the pages of a set.
+fn send_set(session: &Session, handle: u32, pages: SetStream, ranges: &[ByteRange]) -> Result<()> {
+    let pin = session.pin(handle)?;
+    let whole: Vec<ByteRange> =
+        ranges.iter().map(|range| range.align_out(PAGE_SIZE).clamp_to(pin.info().length)).collect();
+    session.streams().begin(pages.id, handle, pin, &whole, pages.credit)
 }
 
 /// Does what somebody who looks after a migration asks for.

@@ -19,7 +19,7 @@ use std::time::Duration;
 use pagewire_core::migrate::{Goals, Phase};
 
 use super::Application;
-use super::incoming::Carried;
+use super::transfer::Carried;
 use super::witness::{self, Witness};
 use crate::address::RegionAddress;
 use crate::engine::Region;

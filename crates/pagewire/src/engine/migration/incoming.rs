@@ -9,8 +9,10 @@ use pagewire_core::migrate::WriteFrequency;
 use pagewire_core::wire::{MAX_RANGES, MigrateStep, Migrated};
 
 use super::source::Source;
+use super::transfer::{Carried, Gate, Transfer};
 use crate::engine::Region;
 use crate::error::{Error, ErrorKind, Result};
+use crate::sink::Sink;
 use crate::store::arriving::{Arriving, Filling};
 use crate::store::{Read, RemoteStore, Store, StreamRequest, Urgency};
 
@@ -19,6 +21,9 @@ pub(super) const PAUSE: Duration = Duration::from_millis(20);
 
 /// Up to so many bytes, pages are asked for by a read: it has no flow to be set up.
 const SHORT: u64 = 4 << 20;
+
+/// How long to wait at most for what is on its way, before the application is suspended.
+const DRAIN: Duration = Duration::from_secs(1);
 
 /// A region on its way here.
 pub(super) struct Incoming {
@@ -34,15 +39,8 @@ pub(super) struct Incoming {
     pub(super) patience: Duration,
     /// How often what was written before the switch.
     pub(super) frequency: Mutex<WriteFrequency>,
-}
-
-/// How a transfer has ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Carried {
-    /// All of it is here.
-    All,
-    /// The time was over.
-    InPart,
+    /// The pages of the last set, where they were to follow it.
+    pub(super) following: Mutex<Option<Transfer>>,
 }
 
 impl Incoming {
@@ -65,8 +63,46 @@ impl Incoming {
 
     /// Asks for a step of the migration, once.
     pub(super) fn migrate(&self, step: MigrateStep) -> Result<Migrated> {
+        self.origin()?.migrate(step)
+    }
+
+    /// The same for a step that takes a set, and has its pages follow, which come to nothing before [`Incoming::follow`].
+    pub(super) fn migrate_with_pages(&self, step: MigrateStep) -> Result<(Migrated, Transfer)> {
+        let (filling, ended) = self.filling();
+        let gate = Gate::new(filling);
+        let (migrated, stream) = self.origin()?.migrate_with_pages(step, gate.clone())?;
+        Ok((migrated, Transfer { stream: Some(stream), ended, gate: Some(gate) }))
+    }
+
+    /// The pages of the last set have not arrived, which is known now: they are placed as they come.
+    pub(super) fn follow(&self, pages: Option<Transfer>) {
+        if let Some(pages) = &pages {
+            pages.open();
+        }
+        *self.following.lock().expect("no holder panics") = pages;
+    }
+
+    /// Waits until what was sent here before has arrived, whether it is wanted or not, so that an answer need not wait
+    /// for it on its way.
+    pub(super) fn drain(&self) {
+        if let Some(origin) = &self.origin {
+            origin.drain(DRAIN);
+        }
+    }
+
+    fn origin(&self) -> Result<&Arc<RemoteStore>> {
         let missing = || Error::new(ErrorKind::Unavailable, format!("the origin of '{}' is gone", self.name));
-        self.origin.as_ref().ok_or_else(missing)?.migrate(step)
+        self.origin.as_ref().ok_or_else(missing)
+    }
+
+    /// A sink that places what comes, and what tells of its end.
+    fn filling(&self) -> (Arc<dyn Sink>, mpsc::Receiver<Result<()>>) {
+        let (sender, ended) = mpsc::sync_channel(1);
+        let sink = Filling::new(self.arriving.clone(), self.moved.clone(), move |result| {
+            // Who waited may have gone.
+            let _ = sender.try_send(result);
+        });
+        (Arc::new(sink), ended)
     }
 
     /// How long the way to the origin and back takes.
@@ -82,6 +118,13 @@ impl Incoming {
     /// are waited for as long as the patience lasts without anything coming.
     pub(super) fn carry(&self, first: &[ByteRange], is_over: &dyn Fn() -> bool) -> Result<Carried> {
         let (mut progress, mut since) = (self.moved(), Instant::now());
+        let following = self.following.lock().expect("no holder panics").take();
+        match following.map(|pages| pages.wait(is_over)) {
+            Some(Ok(Carried::InPart)) => return Ok(Carried::InPart),
+            // What has not come is asked for.
+            Some(Err(error)) => tracing::debug!(region = self.name, %error, "not all pages have followed"),
+            Some(Ok(Carried::All)) | None => {}
+        }
         loop {
             let end = self.source.info().length;
             // The origin gives whole pages, past the region's end too.
@@ -116,11 +159,7 @@ impl Incoming {
 
     fn carry_once(&self, ranges: &[ByteRange], is_over: &dyn Fn() -> bool) -> Result<Carried> {
         for ranges in ranges.chunks(MAX_RANGES) {
-            let (sender, ended) = mpsc::sync_channel(1);
-            let sink = Arc::new(Filling::new(self.arriving.clone(), self.moved.clone(), move |result| {
-                // Who waited may have gone.
-                let _ = sender.try_send(result);
-            }));
+            let (sink, ended) = self.filling();
             let epoch = self.source.info().epoch;
             let stream = if ByteRange::total(ranges) <= SHORT {
                 let urgency = Urgency::Background;
@@ -129,23 +168,9 @@ impl Incoming {
             } else {
                 Some(self.source.stream(StreamRequest { ranges: ranges.to_vec(), epoch, sink })?)
             };
-            loop {
-                match ended.recv_timeout(Duration::from_millis(20)) {
-                    Ok(result) => break result?,
-                    Err(mpsc::RecvTimeoutError::Timeout) => {
-                        if is_over() {
-                            if let Some(stream) = &stream {
-                                stream.cancel();
-                            }
-                            // Nothing of it is placed after this.
-                            let _ended = ended.recv();
-                            return Ok(Carried::InPart);
-                        }
-                    }
-                    Err(mpsc::RecvTimeoutError::Disconnected) => {
-                        return Err(Error::new(ErrorKind::Cancelled, "the store dropped a read"));
-                    }
-                }
+            let transfer = Transfer { stream, ended, gate: None };
+            if transfer.wait(is_over)? == Carried::InPart {
+                return Ok(Carried::InPart);
             }
         }
         Ok(Carried::All)

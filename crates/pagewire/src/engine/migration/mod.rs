@@ -6,6 +6,7 @@
 //! - [`origin`]: the side that the application leaves, and [`outgoing`], each of its regions.
 //! - [`destination`]: the side that it comes to, and [`incoming`], each region there.
 //! - [`witness`]: a third store that has all of it before it moves, and [`witnessing`], how it comes there.
+//! - [`transfer`]: pages on their way there.
 //! - [`source`]: the origin or a witness, for what has not arrived.
 //! - [`record`]: what either side keeps durably; [`inspect`] tells of it without a process.
 //! - [`arriving`](crate::store::arriving): the region at the destination, while part of it is still at the origin.
@@ -18,6 +19,7 @@ mod origin;
 mod outgoing;
 mod record;
 mod source;
+mod transfer;
 mod witness;
 mod witnessing;
 

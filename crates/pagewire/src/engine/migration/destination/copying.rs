@@ -9,7 +9,8 @@ use pagewire_core::migrate::{Controller, Decision, Last, Mode, Next, Phase};
 use pagewire_core::wire::MigrateStep;
 
 use super::driving::Inner;
-use crate::engine::migration::incoming::{Carried, is_passing};
+use crate::engine::migration::incoming::is_passing;
+use crate::engine::migration::transfer::Carried;
 use crate::error::{Error, ErrorKind, Result};
 
 /// What a switch takes besides bytes, before anything was measured.
@@ -217,6 +218,12 @@ impl Inner {
     /// Has the application suspended, and accepts it when as much is here as has to be.
     fn switch(&self, last: Last) -> Result<()> {
         let before = self.moved();
+        if before > 0 && last == Last::Leave {
+            // Of a pull that was called off there is more on its way, in front of the answer.
+            self.incoming().iter().for_each(|one| one.drain());
+            tracing::debug!("nothing is on its way");
+        }
+        self.lock().pages_follow = last == Last::Send;
         self.with(|machine| machine.start_switch()).map_err(|_| super::not_now())?;
         self.wait_for(|state| (state.phase() == Phase::Held).then_some(()))?;
         if last == Last::Send {

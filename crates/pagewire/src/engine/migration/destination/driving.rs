@@ -54,6 +54,8 @@ pub(super) struct State {
     pub(super) closed: bool,
     /// Whether it was decided last to wait for the witnesses.
     pub(super) waits: bool,
+    /// Whether what the switch answers is wanted at once.
+    pub(super) pages_follow: bool,
     pub(super) times: Times,
     pub(super) report: Report,
     /// What the last round or the switch has answered, of each region.
@@ -91,6 +93,7 @@ impl Inner {
             again: None,
             closed: false,
             waits: false,
+            pages_follow: false,
             times: Times::new(),
             report: Report::default(),
             sets: vec![Vec::new(); regions.len()],

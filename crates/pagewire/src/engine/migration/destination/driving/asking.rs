@@ -9,7 +9,8 @@ use pagewire_core::wire::{MigrateStep, Migrated, OriginState};
 
 use super::super::not_now;
 use super::{AGAIN, Inner, State};
-use crate::engine::migration::incoming::PAUSE;
+use crate::engine::migration::incoming::{Incoming, PAUSE};
+use crate::engine::migration::transfer::Transfer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::RemoteStore;
 
@@ -77,12 +78,13 @@ impl Inner {
             Request::Begin { .. } => Ok(Reply::Begun { generation: self.connect(id, false)? }),
             Request::Look { .. } => Ok(Reply::Looked),
             Request::Round { number, .. } => {
-                self.step_all(MigrateStep::Round { number })?;
+                self.step_all(MigrateStep::Round { number }, false)?;
                 Ok(Reply::Taken { number })
             }
             Request::Switch { number, .. } => {
                 let asked = Instant::now();
-                let migrated = self.step_all(MigrateStep::Switch { number })?;
+                let follow = self.lock().pages_follow;
+                let migrated = self.step_all(MigrateStep::Switch { number }, follow)?;
                 let since = Duration::from_micros(migrated.micros) + self.incoming()[0].round_trip() / 2;
                 let suspended = Instant::now().checked_sub(since).unwrap_or(asked).max(asked);
                 self.lock().times.suspended = Some(suspended);
@@ -115,25 +117,33 @@ impl Inner {
         }
     }
 
-    /// A step that each region answers: what was written of it has not arrived.
-    fn step_all(&self, step: MigrateStep) -> Result<Migrated> {
+    /// A step that each region answers: what was written of it has not arrived. Its pages may follow the answer.
+    fn step_all(&self, step: MigrateStep, follow: bool) -> Result<Migrated> {
         let incoming = self.incoming();
-        let answers: Vec<Result<Migrated>> = match incoming {
-            [one] => vec![one.migrate(step)],
+        let ask = |one: &Incoming| -> Result<(Migrated, Option<Transfer>)> {
+            match follow {
+                true => one.migrate_with_pages(step).map(|(migrated, pages)| (migrated, Some(pages))),
+                false => Ok((one.migrate(step)?, None)),
+            }
+        };
+        let answers: Vec<Result<_>> = match incoming {
+            [one] => vec![ask(one)],
             all => std::thread::scope(|scope| {
-                let asked: Vec<_> = all.iter().map(|one| scope.spawn(move || one.migrate(step))).collect();
+                let asked: Vec<_> = all.iter().map(|one| scope.spawn(|| ask(one))).collect();
                 let panicked = |panic| std::panic::resume_unwind(panic);
                 asked.into_iter().map(|answer| answer.join().unwrap_or_else(panicked)).collect()
             }),
         };
         let answers = answers.into_iter().collect::<Result<Vec<_>>>()?;
-        for (index, (one, answer)) in incoming.iter().zip(&answers).enumerate() {
+        let (answers, pages): (Vec<Migrated>, Vec<Option<Transfer>>) = answers.into_iter().unzip();
+        for (index, ((one, answer), pages)) in incoming.iter().zip(&answers).zip(pages).enumerate() {
             self.told_of_witness(index, answer)?;
             if matches!(step, MigrateStep::Switch { .. }) && answer.state < OriginState::Offered {
                 return Err(Error::new(ErrorKind::Protocol, "the origin has not suspended the application"));
             }
             one.arriving.resize(answer.length)?;
             one.arriving.invalidate(&answer.ranges);
+            one.follow(pages);
         }
         let mut state = self.lock();
         state.report.region_bytes = answers.iter().map(|answer| answer.length).sum();

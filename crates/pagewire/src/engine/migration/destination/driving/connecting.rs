@@ -149,6 +149,7 @@ impl Inner {
             moved: Arc::new(AtomicU64::new(0)),
             frequency: Mutex::new(WriteFrequency::new(Geometry::new(info.capacity, ChunkSize::DEFAULT))),
             patience: self.options.remote.patience,
+            following: Mutex::default(),
         })
     }
 }
