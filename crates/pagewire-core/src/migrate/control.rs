@@ -75,6 +75,12 @@ pub const PATIENCE: u32 = 3;
 /// The same for PreCopy without a deadline, where the other way out is to fail.
 pub const STRICT_PATIENCE: u32 = 12;
 
+/// By which part more the rest may take than the link's rate says: what is pulled makes way for what is touched.
+const MARGIN: u32 = 4;
+
+/// After so much sending, and some round trips, the rate of a link is known well enough to be decided by.
+const SETTLED: Duration = Duration::from_millis(250);
+
 /// How many decisions are kept for the report.
 const KEPT: usize = 1024;
 
@@ -107,6 +113,8 @@ pub struct Controller {
     sent: u64,
     /// Bytes and seconds of sending, the latest counting most.
     rate: (f64, f64),
+    /// For how long there was sending in all.
+    sending: Duration,
     /// What was written in how long, the newest last.
     samples: VecDeque<(u64, Duration)>,
     /// When the last set was taken, or the tracking began.
@@ -135,6 +143,7 @@ impl Controller {
             length: u64::MAX,
             sent: 0,
             rate: (0.0, 0.0),
+            sending: Duration::ZERO,
             samples: VecDeque::new(),
             taken: Duration::ZERO,
             looked: (0, 0, Duration::ZERO),
@@ -175,6 +184,7 @@ impl Controller {
     /// came. The way there and back is not in it, nor a time in which nothing was wanted.
     pub fn handle_sent(&mut self, bytes: u64, took: Duration) {
         self.sent = self.sent.saturating_add(bytes);
+        self.sending = self.sending.saturating_add(took);
         let took = took.as_secs_f64();
         let keep = RATE_MEMORY / (RATE_MEMORY + took);
         self.rate = (self.rate.0 * keep + bytes as f64, self.rate.1 * keep + took);
@@ -352,7 +362,7 @@ impl Controller {
 
     /// Rounds bring nothing more: what is made of what there is.
     fn settle(&self, view: &View, after: u64) -> (Next, Reason) {
-        let hopeless = self.stalls > 0 && after >= view.last;
+        let hopeless = (self.stalls > 0 || self.outpaces(view.link)) && after >= view.last;
         let written = self.samples.back().map_or(0.0, |(bytes, over)| *bytes as f64 / over.as_secs_f64());
         let why = match view.link {
             Some(link) if written >= link => {
@@ -376,10 +386,23 @@ impl Controller {
         }
     }
 
+    /// Whether all that was measured lately says that more is written than the link carries: the first time that all of
+    /// it is pulled is as long as a round, and shows as much.
+    fn outpaces(&self, link: Option<f64>) -> bool {
+        let faster =
+            |link: f64| self.samples.iter().all(|(bytes, over)| *bytes as f64 >= link * over.as_secs_f64());
+        self.samples.len() == SAMPLES && link.is_some_and(faster)
+    }
+
     /// Whether a limit leaves no time or bytes for another step, which would make `more` bytes necessary.
     fn limits(&self, view: &View, more: u64) -> Option<(Next, Reason)> {
         let left = view.leaving + time_of(view.last, view.link);
-        let late = self.goals.deadline.filter(|deadline| view.now + left + left / 8 >= *deadline);
+        let is_late = |deadline: &Duration| {
+            // A flow that has just begun is slower than it will be, which is of no account while there is time.
+            let is_known = self.sending >= SETTLED + self.round_trip * 8 || view.now >= *deadline / 4;
+            is_known && view.now + left + left / MARGIN >= *deadline
+        };
+        let late = self.goals.deadline.filter(is_late);
         let expected = self.sent.saturating_add(view.last).saturating_add(more);
         let too_many = self.goals.max_bytes.filter(|most| expected > *most);
         let (reason, hard) = match (late, too_many) {

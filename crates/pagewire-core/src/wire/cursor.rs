@@ -1,7 +1,7 @@
 //! Reading and writing the fields of a body. Integers are little-endian; a string is a `u16` length
 //! and that many bytes of UTF-8; a list is a `u32` count and its elements.
 
-use crate::chunk::ByteRange;
+use crate::chunk::{ByteRange, PAGE_SIZE};
 
 /// A frame that does not follow the specification. The connection that it came on is not to be
 /// trusted any further.
@@ -111,6 +111,43 @@ impl<'a> Fields<'a> {
         (0..count).map(|_| self.range()).collect()
     }
 
+    /// A number in as few bytes as it needs, seven bits in each, the lowest first (LEB128).
+    fn short(&mut self) -> Result<u64, Malformed> {
+        let mut number = 0u64;
+        for shift in (0..64).step_by(7) {
+            let byte = self.u8()?;
+            let bits = u64::from(byte & 0x7f);
+            if bits << shift >> shift != bits {
+                break;
+            }
+            number |= bits << shift;
+            if byte & 0x80 == 0 {
+                return Ok(number);
+            }
+        }
+        Err(self.bad("a number of more than 64 bits"))
+    }
+
+    /// A set of pages of a region of `length` bytes, by the ranges of its bytes.
+    pub(super) fn pages(&mut self, length: u64) -> Result<Vec<ByteRange>, Malformed> {
+        let count = self.count(2, super::MAX_RANGES)?;
+        let mut end = 0u64;
+        let mut ranges = Vec::with_capacity(count);
+        for _ in 0..count {
+            let (gap, pages) = (self.short()?, self.short()?);
+            let next = end.checked_add(gap).and_then(|start| Some((start, start.checked_add(pages)?)));
+            let Some((start, after)) = next.filter(|(_, after)| *after <= length.div_ceil(PAGE_SIZE)) else {
+                return Err(self.bad("a page is behind the end of the region"));
+            };
+            if pages == 0 || (gap == 0 && end > 0) {
+                return Err(self.bad("runs of pages that are empty, or one"));
+            }
+            end = after;
+            ranges.push(ByteRange::of_pages(start..after).clamp_to(length));
+        }
+        Ok(ranges)
+    }
+
     /// Everything that is left.
     pub(super) fn rest(self) -> &'a [u8] {
         self.rest
@@ -140,5 +177,27 @@ pub(super) fn put_ranges(out: &mut Vec<u8>, ranges: &[ByteRange]) {
     for range in ranges {
         out.extend_from_slice(&range.start.to_le_bytes());
         out.extend_from_slice(&range.len().to_le_bytes());
+    }
+}
+
+fn put_short(out: &mut Vec<u8>, mut number: u64) {
+    while number >= 0x80 {
+        out.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    out.push(number as u8);
+}
+
+/// Pages, by ranges in order and apart: how many lie between one run and the next, and how many it has. Most runs are short and near each
+/// other, and take two bytes.
+pub(super) fn put_pages(out: &mut Vec<u8>, ranges: &[ByteRange]) {
+    debug_assert!(ranges.len() <= super::MAX_RANGES);
+    out.extend_from_slice(&(ranges.len() as u32).to_le_bytes());
+    let mut end = 0;
+    for range in ranges {
+        let (start, after) = (range.start / PAGE_SIZE, range.end.div_ceil(PAGE_SIZE));
+        put_short(out, start - end);
+        put_short(out, after - start);
+        end = after;
     }
 }

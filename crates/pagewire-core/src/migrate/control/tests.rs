@@ -240,6 +240,22 @@ fn a_writer_that_is_faster_than_the_link_ends_by_hybrid_before_the_deadline() {
     let goals = Goals::default();
     let result = Model { goals, size: GIB, round_trip: ms(1), link: &link, writer: &hot(6e9, 1024) }.run();
     assert!(matches!(result.reason, Reason::CannotConverge { .. }), "{result:?}");
+    // The first time that all of it is sent shows as much as a round would.
+    assert!(result.rounds == 0 && result.sent <= 2 * GIB, "{result:?}");
+}
+
+#[test]
+fn a_flow_that_has_just_begun_says_nothing_of_how_long_all_takes() {
+    let link = |now: f64| if now < 0.2 { 3e7 } else { 1.25e8 };
+    let goals = Goals { deadline: Some(ms(30_000)), ..Goals::default() };
+    let model = Model { goals, size: GIB, round_trip: ms(25), link: &link, writer: &hot(10.0 * MB, 16) };
+    let result = model.run();
+    assert_eq!(result.end, Next::Switch(Last::Send), "{result:?}");
+    // Where there is no time to find out, it is of account.
+    let goals = Goals { deadline: Some(ms(500)), ..Goals::default() };
+    let result = Model { goals, ..model }.run();
+    assert_eq!(result.end, Next::Switch(Last::Leave), "{result:?}");
+    assert!(matches!(result.reason, Reason::Deadline { .. }), "{result:?}");
 }
 
 #[test]

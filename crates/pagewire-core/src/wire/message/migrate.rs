@@ -1,6 +1,6 @@
 //! What the two sides of a migration say to each other.
 
-use super::super::cursor::{Fields, put_ranges, put_string};
+use super::super::cursor::{Fields, put_pages, put_string};
 use super::super::{MAX_NAME, MAX_OWNER, Malformed};
 use crate::chunk::ByteRange;
 
@@ -87,7 +87,7 @@ pub struct Migrated {
     pub micros: u64,
     /// How far the region's witness is, where it has one.
     pub witness: Option<Witnessed>,
-    /// The pages that were written, for a round and a switch: in the order in which they should be sent.
+    /// The pages that were written, for a round and a switch, but for what is behind the end: in order, and apart.
     pub ranges: Vec<ByteRange>,
 }
 
@@ -200,7 +200,7 @@ impl Migrated {
                 out.extend_from_slice(&number.to_le_bytes());
             }
         }
-        put_ranges(out, &self.ranges);
+        put_pages(out, &self.ranges);
     }
 
     pub(super) fn take(fields: &mut Fields<'_>) -> Result<Self, Malformed> {
@@ -215,7 +215,7 @@ impl Migrated {
                 sent: fields.u64()?,
             }),
         };
-        Ok(Self { state, token, length, written, micros, witness, ranges: fields.ranges()? })
+        Ok(Self { state, token, length, written, micros, witness, ranges: fields.pages(length)? })
     }
 }
 

@@ -108,11 +108,64 @@ fn origin_state() -> impl Strategy<Value = OriginState> {
 fn migrated() -> impl Strategy<Value = Reply> {
     let witness = (any::<[u8; 16]>(), any::<[u64; 3]>())
         .prop_map(|(store, [epoch, missing, sent])| Witnessed { store, epoch, missing, sent });
-    (origin_state(), any::<[u64; 4]>(), proptest::option::of(witness), ranges()).prop_map(
-        |(state, [token, length, written, micros], witness, ranges)| {
+    (origin_state(), any::<[u64; 3]>(), proptest::option::of(witness), set()).prop_map(
+        |(state, [token, written, micros], witness, (length, ranges))| {
             Reply::Migrated(Migrated { state, token, length, written, micros, witness, ranges })
         },
     )
+}
+
+/// A region's length, and pages of it.
+fn set() -> impl Strategy<Value = (u64, Vec<ByteRange>)> {
+    let runs = proptest::collection::vec((1..1u64 << 20, 1..1u64 << 30), 0..20);
+    (runs, 0..2u64, 0..5000u64).prop_map(|(runs, first, behind)| {
+        let mut end = 0;
+        let mut ranges = Vec::new();
+        for (index, (gap, pages)) in runs.into_iter().enumerate() {
+            let start = end + if index == 0 { gap * first } else { gap };
+            end = start + pages;
+            ranges.push(ByteRange::of_pages(start..end));
+        }
+        // The last page may be cut, and there may be more of the region.
+        let length = end * 4096 - 4096.min(end * 4096) + behind;
+        let length = if ranges.is_empty() { behind } else { length.max(1 + (end - 1) * 4096) };
+        (length, ranges.iter().map(|range| range.clamp_to(length)).collect())
+    })
+}
+
+#[test]
+fn sets_of_pages_that_there_cannot_be_are_refused() {
+    let all = |length: u64, ranges: Vec<ByteRange>| {
+        let (state, witness) = (OriginState::Tracking, None);
+        let mut bytes = Vec::new();
+        Reply::Migrated(Migrated { state, token: 0, length, written: 0, micros: 0, witness, ranges })
+            .encode(1, &mut bytes);
+        bytes
+    };
+    let whole = all(8192 + 1, vec![ByteRange::new(4096, 8193)]);
+    let is_read = |bytes: &[u8]| {
+        let (header, body) = split(bytes);
+        Reply::decode(&header, body).is_ok()
+    };
+    assert!(is_read(&whole));
+    // Behind the count of runs: 1 page is left out, 2 are written.
+    let at = whole.len() - 2;
+    assert_eq!(whole[at..], [1, 2]);
+    for bad in [[1, 3], [2, 2], [1, 0], [0x81, 0x80]] {
+        let mut bytes = whole.clone();
+        bytes[at..].copy_from_slice(&bad);
+        assert!(!is_read(&bytes), "{bad:?}");
+    }
+    // Two runs that are one, and numbers that are too large.
+    for runs in [&[0, 1, 0, 1][..], &[0xff; 40], &[0x80; 40]] {
+        let mut bytes = all(1 << 30, Vec::new());
+        let count = bytes.len() - 4;
+        bytes[count] = 2;
+        bytes.extend_from_slice(runs);
+        let header = Header::decode(bytes.first_chunk().expect("a header")).expect("a good header");
+        let header = Header { length: (bytes.len() - HEADER_LEN) as u32, ..header };
+        assert!(Reply::decode(&header, &bytes[HEADER_LEN..]).is_err(), "{runs:?}");
+    }
 }
 
 fn migration() -> impl Strategy<Value = Reply> {

@@ -106,7 +106,9 @@ impl Inner {
             OriginEffect::Freeze { confirmed, .. } => {
                 regions.try_for_each(|region| {
                     region.live.freeze()?;
+                    tracing::debug!(region = region.name, "it is frozen");
                     region.take_last(*confirmed)?;
+                    tracing::debug!(region = region.name, "its last set is taken");
                     region.begin_to_seal();
                     Ok::<_, Error>(())
                 })?;
