@@ -57,7 +57,8 @@ pub enum OriginEffect {
     Resume,
     /// Put back the set that is kept, where it has a use beyond this migration, and track no more.
     Untrack,
-    /// The application will never run here again: end what is left of it, and keep the frozen bytes.
+    /// The application will never run here again: end what is left of it, and keep the frozen bytes, as long as the
+    /// destination may need them.
     Keep,
     /// Nobody needs the frozen bytes any more.
     Release,
@@ -322,6 +323,11 @@ impl Origin {
             | State::Moved { id, .. }
             | State::Released { id, .. } => Some(*id),
         }
+    }
+
+    /// Whether the application has moved by this migration and with this token, and is not released yet.
+    pub fn has_moved_by(&self, id: MigrationId, token: Token) -> bool {
+        matches!(self.state, State::Moved { id: mine, token: offered, .. } if (mine, offered) == (id, token))
     }
 
     /// Why the last migration has ended that did so without a switch.

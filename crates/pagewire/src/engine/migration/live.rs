@@ -62,7 +62,8 @@ pub trait Live: Send + Sync {
     /// The application goes on here.
     fn thaw(&self);
 
-    /// Makes what was frozen durable at the region's own store, so that it survives this process.
+    /// Makes what was frozen durable at the region's own store, so that it survives this process: the destination needs
+    /// it still.
     ///
     /// # Errors
     ///

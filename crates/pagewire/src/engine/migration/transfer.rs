@@ -12,7 +12,7 @@ use crate::sink::{Part, Sink};
 use crate::store::Stream;
 
 /// How often whoever waits looks whether that is over.
-const TICK: Duration = Duration::from_millis(20);
+const TICK: Duration = Duration::from_millis(5);
 
 /// How a transfer has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,5 +1,6 @@
 //! The wait for a good moment to begin.
 
+use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
 use pagewire_core::migrate::moment::{Moment, Plan, STEP, Verdict, Why};
@@ -10,8 +11,8 @@ use super::report::Saved;
 use super::{When, not_now};
 use crate::error::Result;
 
-/// How many bytes are pulled at most to find out what the link carries.
-const PROBE: u64 = 32 << 20;
+/// How many bytes are pulled at most to find out what the link carries: what is written meanwhile has to come again.
+const PROBE: u64 = 16 << 20;
 
 /// How long that may take.
 const PROBE_TIME: Duration = Duration::from_millis(500);
@@ -28,12 +29,15 @@ impl Inner {
             bandwidth: self.probe()?,
             downtime: self.options.goals.max_downtime.unwrap_or(Duration::from_millis(5)),
         };
+        tracing::debug!(?plan, "a good moment is waited for");
         let mut moment = Moment::new(plan);
         moment.ask(started.elapsed(), within);
         let mut told: Option<Why> = None;
         loop {
             let now = started.elapsed();
             moment.look(now, written);
+            let cycle = moment.cycle().map(|cycle| (cycle.period(), cycle.phase()));
+            tracing::trace!(written, ?cycle, "a look");
             let (why, verdict) = match moment.decide(now) {
                 Verdict::Now { why } => (why, None),
                 Verdict::Wait { until, why } => (why, Some(until)),
@@ -64,20 +68,54 @@ impl Inner {
         Ok(())
     }
 
-    /// What the link carries, in bytes per second: pulls the beginning of the regions, which has to come anyway.
+    /// What the link carries, in bytes per second: pulls the beginning of the regions, which has to come anyway. A flow is
+    /// slow at first, so it is the later half of it that tells.
     fn probe(&self) -> Result<u64> {
         let (started, before) = (Instant::now(), self.moved());
-        let is_over = || self.moved() - before >= PROBE || started.elapsed() >= PROBE_TIME || self.is_over();
+        let seen = RefCell::new(vec![(Duration::ZERO, 0)]);
+        let is_over = || {
+            let (time, moved) = (started.elapsed(), self.moved() - before);
+            seen.borrow_mut().push((time, moved));
+            moved >= PROBE || time >= PROBE_TIME || self.is_over()
+        };
         for one in self.incoming() {
             one.carry(&[], &is_over)?;
         }
-        let seconds = started.elapsed().as_secs_f64().max(1e-6);
-        Ok(((self.moved() - before) as f64 / seconds) as u64)
+        is_over();
+        Ok(later_rate(&seen.into_inner()))
     }
 
     /// Rests for a while, unless the migration is over.
     pub(super) fn rest(&self, pause: Duration) -> Result<()> {
         std::thread::sleep(pause);
         self.failure().map_or(Ok(()), Err)
+    }
+}
+
+/// Bytes a second in the later half of what has come, by how much had come when.
+fn later_rate(seen: &[(Duration, u64)]) -> u64 {
+    // A call that has ended the flow may come long after its last byte.
+    let last = seen.iter().map(|(_, moved)| *moved).max().unwrap_or(0);
+    let at = |bytes: u64| seen.iter().find(|(_, moved)| *moved >= bytes).copied().unwrap_or_default();
+    let ((from, before), (to, after)) = (at(last / 2), at(last));
+    // Where all of it has come at once, that is all that is known.
+    let (from, before) = if from < to { (from, before) } else { (Duration::ZERO, 0) };
+    ((after - before) as f64 / (to - from).as_secs_f64().max(1e-6)) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rate_is_that_of_a_flow_that_has_begun() {
+        let seen = |samples: &[(u64, u64)]| -> Vec<(Duration, u64)> {
+            samples.iter().map(|(millis, bytes)| (Duration::from_millis(*millis), *bytes)).collect()
+        };
+        let slow_start = seen(&[(0, 0), (20, 100), (40, 1000), (60, 5000), (80, 9000), (900, 9000)]);
+        assert_eq!(later_rate(&slow_start), 200_000);
+        assert_eq!(later_rate(&seen(&[(0, 0), (10, 5000)])), 500_000);
+        assert_eq!(later_rate(&seen(&[(0, 0), (500, 0)])), 0);
+        assert_eq!(later_rate(&[]), 0);
     }
 }

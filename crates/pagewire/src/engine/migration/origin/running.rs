@@ -1,12 +1,15 @@
 //! The thread that carries out what the machine of an origin wants done, and those who wait for its answers.
 
 use std::sync::MutexGuard;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pagewire_core::migrate::{Answer, MigrationId, OriginEffect, Reply, Request};
 
 use super::{AGAIN, Inner, State, refused};
 use crate::error::{Error, ErrorKind, Result};
+
+/// How long to wait, after the application has moved, for a destination that has everything already.
+const KEEP_AFTER: Duration = Duration::from_millis(200);
 
 impl Inner {
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
@@ -92,6 +95,14 @@ impl Inner {
         self.changed.notify_all();
     }
 
+    /// Whether the destination has everything: then nobody needs what would be kept for it, which may take long.
+    fn completes_soon(&self) -> bool {
+        let state = self.lock();
+        let waited =
+            self.changed.wait_timeout_while(state, KEEP_AFTER, |state| !state.completes && !state.closed);
+        waited.expect("no holder panics").0.completes
+    }
+
     fn carry_out(&self, effect: &OriginEffect) -> Result<()> {
         let mut regions = self.regions.iter();
         match effect {
@@ -138,7 +149,10 @@ impl Inner {
                     }
                 }
                 self.application.moved();
-                regions.try_for_each(|region| region.live.keep())
+                match self.completes_soon() {
+                    true => Ok(()),
+                    false => regions.try_for_each(|region| region.live.keep()),
+                }
             }
             OriginEffect::Release => {
                 regions.for_each(|region| region.let_go_of_witness());
