@@ -9,8 +9,8 @@ use super::{Method, Mode, Way};
 pub struct Figure {
     /// The figure.
     pub value: f64,
-    /// Whether it is of this study. Else it is built in: of Pagewire's development machine, with two processors and Linux
-    /// 6.18, rounded, and partly estimated. docs/CHOOSING.md says which are measured, and by what.
+    /// Whether it is of this study. Else it is built in: of the one in docs/study, or estimated where that has none, as
+    /// docs/CHOOSING.md says.
     pub measured: bool,
 }
 
@@ -58,11 +58,11 @@ impl Figures {
     pub fn built_in() -> Figures {
         let costs = |way: &Way| {
             let [first_byte, read, write, cpu] = match (way.method, way.mode) {
-                (Method::Userfaultfd, _) => [33e-6, 2.9e9, 1.0e9, 0.7],
-                (Method::Fuse, Mode::Managed) => [85e-6, 1.8e9, 0.5e9, 1.1],
-                (Method::Fuse, Mode::Direct) => [85e-6, 1.0e9, 0.4e9, 1.6],
-                (Method::Nbd, Mode::Managed) => [95e-6, 1.3e9, 0.5e9, 1.3],
-                (Method::Nbd, Mode::Direct) => [95e-6, 1.0e9, 0.4e9, 1.6],
+                (Method::Userfaultfd, _) => [150e-6, 1.1e9, 390e6, 0.93],
+                (Method::Fuse, Mode::Managed) => [85e-6, 960e6, 310e6, 0.99],
+                (Method::Fuse, Mode::Direct) => [85e-6, 26e6, 84e6, 18.0],
+                (Method::Nbd, Mode::Managed) => [88e-6, 640e6, 330e6, 1.4],
+                (Method::Nbd, Mode::Direct) => [88e-6, 26e6, 29e6, 17.0],
                 // A byte of a followed file is local; what costs is to bring it there.
                 (Method::Mirror, _) => [1e-6, 1.2e9, 0.5e9, 1.2],
             };
@@ -75,8 +75,8 @@ impl Figures {
         };
         Figures {
             ways: Way::ALL.iter().map(|way| (*way, costs(way))).collect(),
-            tracked_write: Figure::built_in(1.2e-6),
-            hashing: Figure::built_in(5e9),
+            tracked_write: Figure::built_in(10e-6),
+            hashing: Figure::built_in(6.9e9),
         }
     }
 

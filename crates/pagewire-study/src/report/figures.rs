@@ -198,3 +198,22 @@ fn tracked_write(study: &Study) -> Option<(&Group, f64)> {
     let median = Spread::of(beyond)?.median;
     (median > 0.0).then_some((group, median))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The built-in figures are those of the study that the repository keeps, rounded to two digits.
+    #[test]
+    fn built_in_figures_are_those_of_the_study_that_is_kept() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/study");
+        let study = super::super::study_in(std::path::Path::new(folder)).expect("it is kept");
+        let (_, sources) = figures(&study);
+        let measured: Vec<&Source> = sources.iter().filter(|source| !source.cells.is_empty()).collect();
+        assert!(measured.len() > 20, "{measured:#?}");
+        for source in measured {
+            let apart = (source.value / source.built_in - 1.0).abs();
+            assert!(apart < 0.06, "{} is built in, and the study has {source:#?}", source.built_in);
+        }
+    }
+}

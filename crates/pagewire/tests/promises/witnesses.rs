@@ -49,8 +49,12 @@ struct Third {
 
 impl Third {
     fn new() -> Self {
+        Self::with_capacity(CAPACITY)
+    }
+
+    fn with_capacity(capacity: u64) -> Self {
         // Something is there already, which is not the region's.
-        let store = Arc::new(MemoryStore::with_capacity(CAPACITY, CAPACITY));
+        let store = Arc::new(MemoryStore::with_capacity(capacity, capacity));
         store.write_bytes(0, &[0xee; 300_000]).unwrap();
         store.flush_all().unwrap();
         let server = Server::new([Region::new("third", store.clone()).unwrap()], ServerOptions::default());
@@ -242,6 +246,35 @@ fn a_witness_that_is_lost_before_the_switch_ends_it_and_the_application_goes_on(
         destination.finish().unwrap();
         steps.check(&mapping);
     }
+}
+
+#[test]
+fn who_switches_at_once_has_to_know_of_a_witness_that_lacks_much() {
+    if !support::has_userfaultfd() {
+        return;
+    }
+    const LONG: u64 = 24 << 20;
+    let third = Third::with_capacity(LONG);
+    // It takes seconds until it has a third of it.
+    let slow = Weather { delay: Duration::from_millis(200), ..Weather::default() };
+    let proxy = Proxy::new(&third.peer, support::random::seed(45), slow);
+    let far = StoreAddress::Remote(region_at(&proxy.address(), "third"));
+    let witnesses = vec![("state".to_owned(), Witness::to_write(&far, &remote(10_000)))];
+    let witness_patience = Duration::from_secs(10);
+    let options_of_origin = OriginOptions { witnesses, witness_patience, ..OriginOptions::default() };
+    let store = Arc::new(MemoryStore::with_capacity(LONG, LONG));
+    store.write_bytes(0, &pattern(LONG as usize, 45)).unwrap();
+    store.flush_all().unwrap();
+    let steps = Steps::new(45, LONG);
+    let mapping = map(&Region::new("state", store).unwrap());
+    let writer = Writer::start(mapping.clone(), steps.clone(), Duration::from_micros(20));
+    let host = Host::with(mapping, writer, options_of_origin, &anywhere());
+    let home = Arc::new(MemoryStore::with_capacity(0, LONG));
+    let destination = take_over(&host.address(), &home, options(Mode::PostCopy, None));
+    let error = destination.run(|_| panic!("it has moved")).unwrap_err();
+    assert!(error.to_string().contains("which lacks"), "{error}");
+    drop(destination);
+    stays(&host, &steps);
 }
 
 #[test]

@@ -285,7 +285,7 @@ mod tests {
             "For: the memory of a VM that moves",
             "  asked      pw://there/x: 4 KiB, read, 500 µs away, on a link that has carried 900 MB/s\n",
             "  link       500 µs there and back, 1.25 GB/s",
-            "Use userfaultfd, managed\n  + The guest runs at once",
+            "Use FUSE, managed\n  + The guest's memory is a shared mapping",
             "Move by pre-copy: about",
             "  not post-copy: ",
             "Ruled out\n",

@@ -70,7 +70,9 @@ impl Incoming {
     pub(super) fn migrate_with_pages(&self, step: MigrateStep) -> Result<(Migrated, Transfer)> {
         let (filling, ended) = self.filling();
         let gate = Gate::new(filling);
-        let (migrated, stream) = self.origin()?.migrate_with_pages(step, gate.clone())?;
+        let asked = self.origin()?.migrate_with_pages(step, gate.clone());
+        // Pages may have come before the connection was lost that the answer should have come on; whoever brings them waits.
+        let (migrated, stream) = asked.inspect_err(|_| gate.shut())?;
         Ok((migrated, Transfer { stream: Some(stream), ended, gate: Some(gate) }))
     }
 

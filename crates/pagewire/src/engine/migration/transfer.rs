@@ -61,7 +61,7 @@ impl Transfer {
 impl Drop for Transfer {
     fn drop(&mut self) {
         if let Some(gate) = &self.gate {
-            gate.set(Passage::Shut);
+            gate.shut();
         }
         if let Some(stream) = &self.stream {
             stream.cancel();
@@ -90,6 +90,11 @@ enum Passage {
 impl Gate {
     pub(super) fn new(sink: Arc<dyn Sink>) -> Arc<Self> {
         Arc::new(Self { passage: Mutex::new(Passage::Held), changed: Condvar::new(), sink })
+    }
+
+    /// What comes is not wanted.
+    pub(super) fn shut(&self) {
+        self.set(Passage::Shut);
     }
 
     fn set(&self, passage: Passage) {
