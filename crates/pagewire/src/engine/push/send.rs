@@ -89,10 +89,10 @@ impl Inner {
                     continue;
                 }
                 if let Some(batch) = state.pages.take(BATCH) {
-                    let end = state.length.now;
+                    let (end, stage) = (state.length.now, state.stage);
                     state.in_flight += 1;
                     drop(state);
-                    self.send(batch, end, &mut bytes);
+                    self.send(batch, end, stage, &mut bytes);
                     state = self.lock();
                     continue;
                 }
@@ -113,12 +113,12 @@ impl Inner {
         }
     }
 
-    fn send(self: &Arc<Self>, batch: Batch, end: u64, bytes: &mut Vec<u8>) {
+    fn send(self: &Arc<Self>, batch: Batch, end: u64, stage: u64, bytes: &mut Vec<u8>) {
         let range = |pages: &std::ops::Range<u64>| ByteRange::of_pages(pages.clone()).clamp_to(end);
         let ranges: Vec<ByteRange> = batch.pages().iter().map(range).filter(|r| !r.is_empty()).collect();
         let length = ByteRange::total(&ranges);
         let this = self.clone();
-        let done: Completion = Box::new(move |result| this.sent(batch, length, result));
+        let done: Completion = Box::new(move |result| this.sent(batch, length, stage, result));
         let lent = if let [range] = ranges[..] { self.local.lend(range) } else { None };
         if let Some(bytes) = lent {
             return self.writer.write(&ranges, (*bytes).as_ref(), done);
@@ -130,8 +130,8 @@ impl Inner {
         self.writer.write(&ranges, bytes, done);
     }
 
-    /// The outcome of a push is known.
-    fn sent(&self, batch: Batch, bytes: u64, result: Result<()>) {
+    /// The outcome of a push is known, of what was taken when the store was at `stage`.
+    fn sent(&self, batch: Batch, bytes: u64, stage: u64, result: Result<()>) {
         let mut state = self.lock();
         state.in_flight -= 1;
         match result {
@@ -139,6 +139,12 @@ impl Inner {
                 state.pages.pushed(batch);
                 state.progress.pushed_bytes += bytes;
                 state.progress.pushes += 1;
+            }
+            // It came to a store that had just lost the length that was staged for it, and is told of that again.
+            Err(error) if error.kind() == ErrorKind::OutOfRange && self.writer.stage().number != stage => {
+                tracing::debug!(%error, "what was staged was lost while more was pushed");
+                state.pages.put_back(batch);
+                self.look_at_stage(&mut state);
             }
             Err(error) => {
                 state.pages.put_back(batch);

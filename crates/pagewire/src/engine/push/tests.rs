@@ -7,7 +7,7 @@ use pagewire_core::chunk::{ByteRange, PAGE_SIZE};
 
 use super::*;
 use crate::engine::{PlainMemory, Region};
-use crate::store::{Blocking, MemoryStore, STAGED};
+use crate::store::{Blocking, Completion, Flush, Info, MemoryStore, Read, STAGED, Stage, Store};
 
 const PAGES: u64 = 16;
 
@@ -289,4 +289,68 @@ fn what_a_change_of_length_changes_is_among_it() {
     pusher.flush().unwrap();
     assert_eq!(pusher.progress().pushed_bytes, 0);
     assert_eq!(take(&pusher), (5..12).collect::<Vec<_>>());
+}
+
+/// A store that loses what is staged while a write is on its way to it, once, as one does whose session is made again.
+struct Losing {
+    store: MemoryStore,
+    loses: AtomicBool,
+}
+
+impl Store for Losing {
+    fn info(&self) -> Info {
+        self.store.info()
+    }
+
+    fn read(&self, read: Read) {
+        self.store.read(read);
+    }
+
+    fn write(&self, ranges: &[ByteRange], bytes: &[u8], done: Completion) {
+        if self.loses.swap(false, Ordering::AcqRel) {
+            self.store.discard().unwrap();
+        }
+        self.store.write(ranges, bytes, done);
+    }
+
+    fn set_length(&self, length: u64, done: Completion) {
+        self.store.set_length(length, done);
+    }
+
+    fn flush(&self, flush: Flush) {
+        self.store.flush(flush);
+    }
+
+    fn stage(&self) -> Stage {
+        self.store.stage()
+    }
+
+    fn discard(&self) -> Result<()> {
+        self.store.discard()
+    }
+
+    fn fence(&self) -> Result<Option<u64>> {
+        self.store.fence()
+    }
+}
+
+#[test]
+fn a_length_that_is_lost_while_what_needs_it_is_on_its_way_is_told_again() {
+    let local = Stopping::new();
+    let store = MemoryStore::with_capacity(4 * PAGE_SIZE, PAGES * PAGE_SIZE);
+    let store = Arc::new(Losing { store, loses: AtomicBool::new(false) });
+    let region = Region::new("memory", store.clone()).unwrap();
+    let options = PushOptions { interval: None, patience: Duration::ZERO, ..PushOptions::default() };
+    let writer = region.writer("a test").unwrap();
+    let pusher = Pusher::start(writer, local.clone(), PAGES * PAGE_SIZE, options).unwrap();
+    pusher.grow(10 * PAGE_SIZE).unwrap();
+    local.write(1, 1);
+    local.write(8, 8);
+    store.loses.store(true, Ordering::Release);
+    pusher.flush().unwrap();
+    let info = store.info();
+    assert_eq!(info.length, 10 * PAGE_SIZE);
+    let bytes = store.store.read_bytes(ByteRange::new(0, info.length), info.epoch).unwrap();
+    assert_eq!([1, 8].map(|page: usize| bytes[page * 4096]), [1, 8]);
+    assert_eq!(pusher.progress().failures, 0);
 }
