@@ -69,6 +69,8 @@ const CALM: f64 = 0.5;
 
 /// What a workload comes to on its link.
 struct Outlook {
+    /// Bytes that arrive in a second: what the link carries, or less where the way itself is slower.
+    rate: f64,
     /// Seconds to move all of it once.
     once: f64,
     /// What is dirtied, as a share of what the link carries.
@@ -93,7 +95,7 @@ impl Outlook {
             }
             total += left;
         }
-        Self { once, share, pre_copy: (left + switch, total + left + switch), switch }
+        Self { rate, once, share, pre_copy: (left + switch, total + left + switch), switch }
     }
 }
 
@@ -140,7 +142,16 @@ fn choose(workload: &Workload, outlook: &Outlook) -> Transfer {
 fn reasons(how: Transfer, workload: &Workload, outlook: &Outlook) -> Vec<String> {
     let dirty = rate(workload.writes.dirty_per_second);
     let link = rate(workload.rate);
-    let all = format!("{} take {} on a link of {link}.", size(workload.region as f64), seconds(outlook.once));
+    let (all, once) = (size(workload.region as f64), seconds(outlook.once));
+    let all = match outlook.rate < workload.rate {
+        true => {
+            let brought = rate(outlook.rate);
+            format!(
+                "{all} take {once}: the link carries {link}, and as it is brought here, {brought} arrive."
+            )
+        }
+        false => format!("{all} take {once} on a link of {link}."),
+    };
     let why = match how {
         Transfer::PreCopy if outlook.pre_copy.0 > workload.downtime.as_secs_f64() => format!(
             "The program dirties {dirty}, {} of what the link carries: rounds get shorter, and after the last one it stands \

@@ -202,6 +202,11 @@ fn state_moves_by_what_it_dirties() {
     let calm = how(&vm);
     assert_eq!(calm.how, Transfer::PreCopy, "{calm:#?}");
     assert!(calm.downtime_seconds <= 0.3 && calm.others.len() == 3, "{calm:#?}");
+    let read = Figures::built_in().of(Way { method: Method::Userfaultfd, mode: Mode::Managed }).read.value;
+    let slow = how(&Workload { rate: read / 2.0, ..vm });
+    assert!(slow.reasons[0].contains(" on a link of "), "{slow:#?}");
+    let fast = how(&Workload { rate: read * 2.0, ..vm });
+    assert!(fast.reasons[0].contains(" arrive."), "{fast:#?}");
     assert_eq!(how(&dirtying(0.9e9)).how, Transfer::Hybrid);
     assert_eq!(how(&dirtying(3e9)).how, Transfer::PostCopy);
     assert_eq!(how(&Workload { writes: Writes::NONE, ..vm }).how, Transfer::PostCopy);
