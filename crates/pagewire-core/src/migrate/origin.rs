@@ -165,8 +165,10 @@ enum Withdrawing {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Moved {
-    /// The application is to be ended.
+    /// The application is to be ended, and the frozen bytes kept.
     Keep,
+    /// The same, but that the destination has everything meanwhile.
+    End,
     /// Nothing is to be done.
     Serve,
     /// The record is to say that everything can be given up.
@@ -325,9 +327,9 @@ impl Origin {
         }
     }
 
-    /// Whether the application has moved by this migration and with this token, and is not released yet.
-    pub fn has_moved_by(&self, id: MigrationId, token: Token) -> bool {
-        matches!(self.state, State::Moved { id: mine, token: offered, .. } if (mine, offered) == (id, token))
+    /// Whether the destination has said that it has everything before [`OriginEffect::Keep`] was carried out.
+    pub fn keeps_for_nobody(&self) -> bool {
+        matches!(self.state, State::Moved { step: Moved::End, .. })
     }
 
     /// Why the last migration has ended that did so without a switch.

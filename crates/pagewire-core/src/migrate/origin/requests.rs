@@ -136,7 +136,7 @@ impl Origin {
         match &mut self.state {
             State::Moved { id: mine, token: offered, step, .. } if (*mine, *offered) == (id, token) => {
                 match step {
-                    Moved::Keep => {}
+                    Moved::Keep | Moved::End => *step = Moved::End,
                     Moved::Serve => *step = Moved::Record,
                     Moved::Record => return self.wait_or_failure(),
                 }

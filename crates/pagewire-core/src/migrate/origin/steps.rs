@@ -72,7 +72,7 @@ impl Origin {
                 Some(OriginEffect::Record(OriginPhase::Moved { id, token }))
             }
             State::Moved { id, token, step, .. } => match step {
-                Moved::Keep => Some(OriginEffect::Keep),
+                Moved::Keep | Moved::End => Some(OriginEffect::Keep),
                 Moved::Serve => None,
                 Moved::Record => Some(OriginEffect::Record(OriginPhase::Released { id, token })),
             },
@@ -103,7 +103,7 @@ impl Origin {
                 self.state = State::Moved { id, generation, token, step: Moved::Keep };
             }
             State::Moved { id, token, step, .. } => match step {
-                Moved::Keep | Moved::Serve => *step = Moved::Serve,
+                Moved::Keep | Moved::End | Moved::Serve => *step = Moved::Serve,
                 Moved::Record => self.state = State::Released { id: *id, token: *token, pending: true },
             },
             State::Released { pending, .. } => *pending = false,
@@ -136,7 +136,7 @@ impl Origin {
                 self.stale = Some(*id);
                 self.withdrawn();
             }
-            State::Moved { step: Moved::Keep, .. } => self.done(),
+            State::Moved { step: Moved::Keep | Moved::End, .. } => self.done(),
             _ => self.failed = Some(why),
         }
     }

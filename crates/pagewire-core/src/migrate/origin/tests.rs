@@ -85,6 +85,30 @@ fn each_request_is_answered_alike_when_it_is_asked_again() {
 }
 
 #[test]
+fn a_destination_that_has_everything_at_once_needs_nothing_to_be_kept() {
+    let mut origin = Origin::new(None, 77);
+    let generation = begun(&mut origin);
+    let Reply::Offered { token, .. } = done(&mut origin, Request::Switch { id: ID, generation, number: 1 })
+    else {
+        panic!("it offers")
+    };
+    assert_eq!(origin.handle_request(Request::Accept { id: ID, token }), Answer::Wait);
+    // Its record is written, and the rest is not begun.
+    assert!(matches!(origin.poll_effect(), Some(OriginEffect::Record(_))));
+    origin.handle_result(Ok(()));
+    assert!(matches!(refused(&mut origin, Request::Complete { id: ID, token: Token(1) }), Refusal::Moved));
+    assert!(!origin.keeps_for_nobody(), "it was another's token");
+    let complete = Request::Complete { id: ID, token };
+    assert_eq!(origin.handle_request(complete), Answer::Wait);
+    assert!(origin.keeps_for_nobody());
+    assert_eq!(origin.poll_effect(), Some(OriginEffect::Keep), "the application is ended all the same");
+    assert!(origin.keeps_for_nobody());
+    origin.handle_result(Ok(()));
+    assert_eq!(done(&mut origin, complete), Reply::Completed);
+    assert!(!origin.keeps_for_nobody());
+}
+
+#[test]
 fn the_last_set_has_what_was_not_received() {
     for (number, confirmed) in [(1, false), (2, true)] {
         let mut origin = Origin::new(None, 5);

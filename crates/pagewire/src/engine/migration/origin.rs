@@ -110,8 +110,6 @@ struct State {
     machine: machine::Origin,
     /// Who has joined the migration that was begun last.
     joined: Joined,
-    /// Whether the destination has said that it has everything.
-    completes: bool,
     /// When the application was suspended last.
     suspended: Option<Instant>,
     /// When what has failed is to be tried again.
@@ -180,15 +178,7 @@ impl Origin {
             places,
             lapses: None,
         };
-        let state = State {
-            machine,
-            joined,
-            completes: false,
-            suspended: None,
-            again: None,
-            stopped: false,
-            closed: false,
-        };
+        let state = State { machine, joined, suspended: None, again: None, stopped: false, closed: false };
         let inner = Arc::new(Inner {
             regions,
             application,

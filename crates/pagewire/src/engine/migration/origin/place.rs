@@ -23,12 +23,6 @@ impl Place {
             self.check_together()?;
             self.inner.regions[self.index].check_witnessed()?;
         }
-        if let MigrateStep::Complete { token } = step {
-            let mut state = self.inner.lock();
-            state.completes |= state.machine.has_moved_by(id, Token(token));
-            drop(state);
-            self.inner.changed.notify_all();
-        }
         let (reply, state) = self.inner.ask(match step {
             MigrateStep::Look => Request::Look { id },
             MigrateStep::Round { number } => Request::Round { id, generation, number },

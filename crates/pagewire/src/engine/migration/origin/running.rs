@@ -97,10 +97,9 @@ impl Inner {
 
     /// Whether the destination has everything: then nobody needs what would be kept for it, which may take long.
     fn completes_soon(&self) -> bool {
-        let state = self.lock();
-        let waited =
-            self.changed.wait_timeout_while(state, KEEP_AFTER, |state| !state.completes && !state.closed);
-        waited.expect("no holder panics").0.completes
+        let waits = |state: &mut State| !state.machine.keeps_for_nobody() && !state.closed;
+        let waited = self.changed.wait_timeout_while(self.lock(), KEEP_AFTER, waits);
+        waited.expect("no holder panics").0.machine.keeps_for_nobody()
     }
 
     fn carry_out(&self, effect: &OriginEffect) -> Result<()> {
