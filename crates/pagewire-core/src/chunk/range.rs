@@ -77,6 +77,12 @@ impl ByteRange {
         [Self::new(self.start, common.start), Self::new(common.end, self.end)]
     }
 
+    /// What is left of `ranges` without the bytes of `taken`, in the same order.
+    pub fn without_any(ranges: impl IntoIterator<Item = Self>, taken: Self) -> Vec<Self> {
+        let left = ranges.into_iter().flat_map(|range| range.without(taken));
+        left.filter(|range| !range.is_empty()).collect()
+    }
+
     /// The bytes that are in any of `ranges`, as ranges in order that neither overlap nor touch.
     pub fn union(mut ranges: Vec<Self>) -> Vec<Self> {
         ranges.sort_by_key(|range| range.start);

@@ -263,11 +263,7 @@ impl Batch {
         let zero = ByteRange::union(state.zero);
         let mut ranges = self.ranges.clone();
         for hole in &zero {
-            ranges = ranges
-                .iter()
-                .flat_map(|range| range.without(*hole))
-                .filter(|range| !range.is_empty())
-                .collect();
+            ranges = ByteRange::without_any(ranges, *hole);
         }
         let bytes: Vec<u8> = ranges
             .iter()

@@ -249,9 +249,7 @@ impl Sink for Attempt {
         }
         let Some(sink) = state.sink.clone() else { return };
         let range = part.range();
-        let missing = std::mem::take(&mut state.missing);
-        state.missing = missing.into_iter().flat_map(|missing| missing.without(range)).collect();
-        state.missing.retain(|range| !range.is_empty());
+        state.missing = ByteRange::without_any(std::mem::take(&mut state.missing), range);
         match self.from {
             Side::Origin => *self.asked.source.heard() = Instant::now(),
             Side::Witness => {

@@ -40,18 +40,14 @@ impl Arriving {
 
 /// The sink of what somebody has asked for: they get it first, then it is kept.
 ///
-/// It may have come in another way meanwhile, and then it is at home: the origin is told so once everything is, and need not answer
-/// any more what was asked of it before.
+/// It may come in another way meanwhile, and then it is at home: once everything is, the origin need not answer any more
+/// what was asked of it before.
 pub(super) struct Kept {
     arriving: Arc<Arriving>,
     urgency: Urgency,
-    state: Mutex<Asked>,
-}
-
-struct Asked {
-    /// What has not come.
-    missing: Vec<ByteRange>,
     sink: Arc<dyn Sink>,
+    /// What has not come.
+    missing: Mutex<Vec<ByteRange>>,
 }
 
 impl Kept {
@@ -61,24 +57,21 @@ impl Kept {
         urgency: Urgency,
         sink: Arc<dyn Sink>,
     ) -> Self {
-        Self { arriving, urgency, state: Mutex::new(Asked { missing: ranges, sink }) }
+        Self { arriving, urgency, sink, missing: Mutex::new(ranges) }
     }
 
-    fn asked(&self) -> MutexGuard<'_, Asked> {
-        self.state.lock().expect("no holder panics")
+    fn missing(&self) -> MutexGuard<'_, Vec<ByteRange>> {
+        self.missing.lock().expect("no holder panics")
     }
 }
 
 impl Sink for Kept {
     fn part(&self, part: Part<'_>) {
-        let sink = {
-            let mut asked = self.asked();
-            let missing = std::mem::take(&mut asked.missing).into_iter();
-            let left = missing.flat_map(|missing| missing.without(part.range()));
-            asked.missing = left.filter(|range| !range.is_empty()).collect();
-            asked.sink.clone()
-        };
-        sink.part(part);
+        {
+            let mut missing = self.missing();
+            *missing = ByteRange::without_any(std::mem::take(&mut *missing), part.range());
+        }
+        self.sink.part(part);
         // What cannot be kept is asked for again.
         if let Err(error) = self.arriving.fill(part) {
             tracing::debug!(%error, "what was asked for could not be kept");
@@ -86,17 +79,15 @@ impl Sink for Kept {
     }
 
     fn done(&self, result: Result<()>) {
-        let (missing, sink) = {
-            let mut asked = self.asked();
-            (std::mem::take(&mut asked.missing), asked.sink.clone())
-        };
-        let Err(error) = result else { return sink.done(Ok(())) };
+        let Err(error) = result else { return self.sink.done(Ok(())) };
+        let missing = std::mem::take(&mut *self.missing());
         let (ranges, absent) = self.arriving.pages.split(&missing, self.arriving.home.stage());
         if !absent.is_empty() {
-            return sink.done(Err(error));
+            return self.sink.done(Err(error));
         }
         tracing::debug!(%error, "what the origin does not answer has come meanwhile");
-        self.arriving.home.read(Read { ranges, epoch: STAGED, urgency: self.urgency, sink });
+        let (urgency, sink) = (self.urgency, self.sink.clone());
+        self.arriving.home.read(Read { ranges, epoch: STAGED, urgency, sink });
     }
 }
 

@@ -218,12 +218,7 @@ impl Sink for Once {
         self.0.sink.part(part);
         let got = part.range();
         let mut state = self.0.state.lock().expect("no holder panics");
-        let missing = std::mem::take(&mut state.missing);
-        state.missing = missing
-            .into_iter()
-            .flat_map(|range| range.without(got))
-            .filter(|range| !range.is_empty())
-            .collect();
+        state.missing = ByteRange::without_any(std::mem::take(&mut state.missing), got);
     }
 
     fn done(&self, result: Result<()>) {
