@@ -24,7 +24,7 @@ use pagewire_study::scatter::write_file;
 use pagewire_study::{mount, server};
 
 const USAGE: &str = "usage: mounts [FILTER...] [--size 1GiB] [--rounds 5] [--json]
-a row is measured if its name contains a FILTER: map-cold touch-cold map-warm touch-warm write wan-first-byte";
+a row is measured if its name contains a FILTER: map-cold touch-cold map-warm touch-warm write wan-first-byte wan-in-order";
 
 fn main() -> ExitCode {
     server::serve_if_asked();

@@ -1,5 +1,7 @@
-//! Over a link of 25 ms: how soon the first byte is there.
+//! Over a link of 25 ms: how soon the first byte is there, and how fast everything is in order.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use pagewire_study::bench::{Failure, Row, Target};
@@ -11,8 +13,15 @@ use crate::Setup;
 
 const ROUND_TRIP: Duration = Duration::from_millis(25);
 
+/// How many connections the baseline has, as a mount does.
+const CONNECTIONS: usize = 4;
+
+/// How much is read at once.
+const PIECE: usize = 128 << 10;
+
 pub(crate) fn run(setup: &Setup) -> Result<Vec<Row>, Failure> {
-    if !setup.wants(&["wan-first-byte"]) {
+    let names = ["wan-first-byte", "wan-in-order"];
+    if !setup.wants(&names) {
         return Ok(Vec::new());
     }
     let skip = std::env::var("PAGEWIRE_TEST_SKIP").unwrap_or_default();
@@ -20,19 +29,31 @@ pub(crate) fn run(setup: &Setup) -> Result<Vec<Row>, Failure> {
         eprintln!("SKIPPED: PAGEWIRE_TEST_SKIP names netns");
         return Ok(Vec::new());
     }
-    let mut row = Row::new("wan-first-byte", "ms", "round trip", Target::AtMost(4.0));
     let link = Link::new(LinkOptions::new(ROUND_TRIP))?;
     let round_trip = link.verify()?.round_trip;
     let server = ServerProcess::start(&setup.file(), ADDRESS_A, Some(link.a()))?;
+    let mut first = Row::new("wan-first-byte", "ms", "round trip", Target::AtMost(4.0));
+    let mut order = Row::new("wan-in-order", "MB/s", "bare TCP", Target::AtLeast(0.5));
     let millis = |duration: Duration| duration.as_secs_f64() * 1000.0;
+    let rate = |duration: Duration| setup.options.size as f64 / duration.as_secs_f64() / 1e6;
     for _ in 0..setup.options.rounds {
         let path = setup.place("mounted");
         let start = Instant::now();
         let mounted = MountProcess::start(&server.region()?, &path, Mode::Pulled, Some(link.b()))?;
-        let mut byte = [0];
-        std::os::unix::fs::FileExt::read_exact_at(&std::fs::File::open(&path)?, &mut byte, 0)?;
-        row.push(millis(start.elapsed()), millis(round_trip));
-        drop(mounted);
+        let file = File::open(&path)?;
+        let mut piece = vec![0; PIECE];
+        file.read_exact_at(&mut piece[..1], 0)?;
+        first.push(millis(start.elapsed()), millis(round_trip));
+        if setup.wants(&names[1..]) {
+            let start = Instant::now();
+            let mut at = 0;
+            while at < setup.options.size {
+                at += file.read_at(&mut piece, at)?.max(1) as u64;
+            }
+            let ours = start.elapsed();
+            order.push(rate(ours), rate(link.transfer(setup.options.size, CONNECTIONS)?));
+        }
+        drop((file, mounted));
     }
-    Ok(vec![row])
+    Ok(vec![first, order])
 }

@@ -4,8 +4,11 @@
 //! read from the store as background work. So a program's later access finds its bytes in the page cache, and makes
 //! no trip to user space. The cache can be evicted: what was read is a hint.
 //!
-//! Long runs are read in order, to nowhere, with the kernel's own readahead in front: it makes the cache of large folios,
-//! at half the price of single pages. Short runs are asked for one by one, and waited for together.
+//! Where a round trip takes next to nothing, long runs are read in order, to nowhere, with the kernel's own readahead in
+//! front: it makes the cache of large folios, at half the price of single pages. Short runs are asked for piece by piece,
+//! many at once. So are all runs where a round trip takes long: the kernel reads ahead of whoever comes first to a page that it
+//! has marked for that, so a program that reads in order too would take the marks of this thread, and this thread those
+//! of the program; each would begin anew with a small window, again and again.
 //!
 //! The file is reached by a clone of the mount that is under no path, where that is permitted, so that the mount can
 //! be taken down meanwhile.
@@ -21,16 +24,17 @@ use std::time::{Duration, Instant};
 
 use pagewire_core::bitmap::BitSet;
 use pagewire_core::chunk::{ByteRange, ChunkSize, Geometry};
-use pagewire_core::pull::PullOrder;
+use pagewire_core::pull::{PullOrder, Window, WindowLimits};
 use pagewire_sys::mount::{Detached, ReadAhead};
 use pagewire_sys::socket::send_file;
 
 use crate::access::region_file::{Counters, RegionFile};
 use crate::error::Result;
 
-/// How far the kernel reads ahead of the thread, in bytes: where a round trip takes next to nothing, and where it
-/// takes long. As much again is on its way, which is enough for 10 Gbit/s at 25 ms.
-const AHEAD: (u64, u64) = (4 << 20, 16 << 20);
+/// How far the kernel reads ahead of the thread, in bytes.
+const AHEAD: u64 = 4 << 20;
+
+/// From when on a round trip takes long.
 pub(super) const LONG_WAY: Duration = Duration::from_millis(1);
 
 /// From this length on a run is a long one.
@@ -39,9 +43,14 @@ const LONG: u64 = 1 << 20;
 /// How much of a long run is read at once: between two reads the thread looks whether to go on.
 const PIECE: u64 = 256 << 10;
 
-/// How much is asked for at once of short runs, and how much of it may be on its way.
+/// How much is asked for at once piece by piece, and how much of it may be on its way: what the link holds, since a program
+/// that wants what is on its way already waits for all that is before it.
 const STEP: u64 = 128 << 10;
-const WINDOW: u64 = 16 << 20;
+const LIMITS: WindowLimits = WindowLimits { min: 1 << 20, initial: 4 << 20, max: 128 << 20 };
+
+/// How much is asked for first, and twice as much each time from then on: all of it fits into what a TCP connection may send
+/// before it has heard anything, and whoever wants the first byte waits for no more.
+const FIRST_STEP: u64 = 8 << 10;
 
 /// From so many bytes a second on programs are busy, and how often to look.
 const BUSY: f64 = 200e6;
@@ -218,9 +227,8 @@ impl Warming {
         // The open file is to be no obstacle to the end of this process.
         pagewire_sys::thread::leave_descriptors()?;
         // A file that is opened now is read ahead that far; those that programs open later are not.
-        let long = self.file.region().round_trip() >= LONG_WAY;
         let (read_ahead, bytes) = &self.read_ahead;
-        let _may_not = read_ahead.set(if long { AHEAD.1 } else { AHEAD.0 });
+        let _may_not = read_ahead.set(AHEAD);
         let opened = Detached::clone_of(&self.mount)
             .and_then(|detached| detached.open(&self.path))
             .or_else(|_| File::open(join(&self.mount, &self.path)));
@@ -241,6 +249,9 @@ impl Warming {
     }
 
     fn round(&self, source: &Source, missing: &[ByteRange], stop: &Stop) -> std::io::Result<()> {
+        if self.file.region().round_trip() >= LONG_WAY {
+            return self.ask(source, missing, stop);
+        }
         let mut short = Vec::new();
         let mut manners = Manners::new(&self.file);
         for run in missing {
@@ -260,13 +271,13 @@ impl Warming {
         self.ask(source, &short, stop)
     }
 
-    /// Has short runs read, and waits for them.
+    /// Has runs read piece by piece, and waits for them.
     fn ask(&self, source: &Source, runs: &[ByteRange], stop: &Stop) -> std::io::Result<()> {
         let mut asked = VecDeque::new();
-        let mut on_way = 0;
-        let mut pieces = runs.iter().flat_map(|run| run.split(STEP)).filter(|piece| self.file.misses(*piece));
+        let (mut window, mut on_way, mut last) = (Window::new(LIMITS), 0, Instant::now());
+        let mut pieces = runs.iter().flat_map(|run| steps(*run)).filter(|piece| self.file.misses(*piece));
         loop {
-            let next = if on_way < WINDOW { pieces.next() } else { None };
+            let next = if on_way < window.size() { pieces.next() } else { None };
             if let Some(piece) = next {
                 pagewire_sys::file::fadvise_willneed(source.file.as_fd(), piece.start, piece.len())?;
                 on_way += piece.len();
@@ -279,6 +290,10 @@ impl Warming {
             }
             // What fails is not waited for for ever: the next round asks again.
             if !self.file.misses(*first) || since.elapsed() > PAUSE {
+                let now = Instant::now();
+                window.on_round_trip(now - *since);
+                window.on_delivered(first.len(), now - last);
+                last = now;
                 on_way -= first.len();
                 asked.pop_front();
             } else {
@@ -286,6 +301,16 @@ impl Warming {
             }
         }
     }
+}
+
+/// A run in pieces, each twice as long as the one before, [`STEP`] at most.
+fn steps(run: ByteRange) -> impl Iterator<Item = ByteRange> {
+    let (mut at, mut step) = (run.start, FIRST_STEP);
+    std::iter::from_fn(move || {
+        let piece = ByteRange::new(at, run.end).clamp_to(at + step);
+        (at, step) = (piece.end, (step * 2).min(STEP));
+        (!piece.is_empty()).then_some(piece)
+    })
 }
 
 /// Steps back while programs read or write as fast as they can: the kernel reads ahead of them, and what the background
