@@ -102,6 +102,15 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
     receive_flagged(socket, buffer, 0)
 }
 
+/// The same without waiting: `WouldBlock` when there is nothing, whatever the socket does else.
+///
+/// # Errors
+///
+/// As [`receive`].
+pub fn receive_now(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
+    receive_flagged(socket, buffer, libc::MSG_DONTWAIT)
+}
+
 /// Fills the buffer, with as few calls as the kernel allows (`MSG_WAITALL`).
 ///
 /// # Errors

@@ -14,6 +14,7 @@ use super::tls::{self, Layer};
 use super::{Acceptor, ClientTls, Protocol};
 use crate::address::PeerAddress;
 use crate::error::{Error, ErrorKind, Result};
+use crate::schedule::{self, Wait};
 
 /// How long the kernel may try to deliver bytes, or a silent peer's keep-alives, before it gives a
 /// TCP connection up. A host that has vanished is noticed within this time.
@@ -170,7 +171,7 @@ impl Connection {
     pub(crate) fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
         let received = match &self.tls {
             Some(layer) => layer.receive(self.fd(), buffer),
-            None => socket::receive(self.fd(), buffer),
+            None => receive(self.fd(), buffer),
         };
         received.inspect(|bytes| self.meter.received(*bytes as u64))
     }
@@ -284,6 +285,14 @@ impl Connection {
             Socket::Unix(stream) => stream.as_fd(),
         }
     }
+}
+
+/// Receives what there is, at least one byte. A thread that serves those who wait may wait awake.
+pub(super) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
+    schedule::wait(|how| match how {
+        Wait::Look => socket::receive_now(socket, buffer),
+        Wait::Sleep => socket::receive(socket, buffer),
+    })
 }
 
 impl From<UnixStream> for Connection {

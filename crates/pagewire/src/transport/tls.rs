@@ -381,7 +381,7 @@ impl Receiving {
         let came = if all && wanted > 1 {
             socket::receive_most(fd, &mut self.incoming[self.end..self.end + room])?
         } else {
-            socket::receive(fd, &mut self.incoming[self.end..])?
+            super::connection::receive(fd, &mut self.incoming[self.end..])?
         };
         if came == 0 {
             let text = "it was cut off: TLS has not said that nothing more comes";

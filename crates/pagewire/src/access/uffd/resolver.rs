@@ -10,6 +10,7 @@ use pagewire_sys::event::{EventFd, PollItem, poll};
 
 use crate::engine::{Fault, Puller};
 use crate::error::{Error, Result};
+use crate::schedule::{self, Wait};
 
 /// A thread that waits for events until it is told to stop, and then has ended when this is dropped.
 pub(super) struct Resolver {
@@ -41,7 +42,7 @@ impl Resolver {
         let thread = std::thread::Builder::new()
             .name(name.into())
             .spawn(move || {
-                crate::schedule::demand();
+                schedule::demand();
                 if let Err(error) = run(&mut work, &stopped) {
                     tracing::error!(%error, "page faults are not served any more");
                 }
@@ -80,7 +81,13 @@ fn run(work: &mut impl Resolve, stop: &EventFd) -> io::Result<()> {
             let (faults, stop, end) = (work.descriptor(), stop.as_fd(), work.end());
             let mut items = [faults, stop, end.unwrap_or(stop)].map(PollItem::readable);
             let items = if end.is_some() { &mut items[..] } else { &mut items[..2] };
-            poll(items, timeout)?;
+            schedule::wait(|how| match how {
+                Wait::Look if poll(items, Some(Duration::ZERO))? == 0 => {
+                    Err(io::ErrorKind::WouldBlock.into())
+                }
+                Wait::Look => Ok(0),
+                Wait::Sleep => poll(items, timeout),
+            })?;
             items[1..].iter().any(PollItem::is_ready) || items[0].is_hung_up()
         };
         if over {
