@@ -52,7 +52,8 @@
 //! # It always ends
 //!
 //! A round counts as progress if its set is half of the smallest so far or less, which can be only so often; of
-//! others there may be [`PATIENCE`] in a row; PreCopy goes on until its deadline, or for [`STRICT_PATIENCE`].
+//! others there may be [`PATIENCE`] in a row; PreCopy goes on until its deadline, or for [`STRICT_PATIENCE`] and
+//! [`STRICT_TIME`].
 
 mod decision;
 mod goals;
@@ -74,6 +75,9 @@ pub const PATIENCE: u32 = 3;
 
 /// The same for PreCopy without a deadline, where the other way out is to fail.
 pub const STRICT_PATIENCE: u32 = 12;
+
+/// For how long at least: longer than the bursts of a garbage collector, in which a fast link makes a dozen rounds.
+pub const STRICT_TIME: Duration = Duration::from_secs(10);
 
 /// By which part more the rest may take than the link's rate says: what is pulled makes way for what is touched.
 const MARGIN: u32 = 4;
@@ -123,8 +127,10 @@ pub struct Controller {
     looked: (u64, u64, Duration),
     /// The last round's set, and the time that it covers.
     round: Option<(u64, Duration)>,
-    /// The smallest set of a round so far, the last one, and how many have come since that were not half of it.
+    /// The smallest set of a round so far, and when it was taken; the last one, and how many have come since that were
+    /// not half of it.
     smallest: Option<u64>,
+    progressed: Duration,
     last_set: u64,
     stalls: u32,
     rounds: u64,
@@ -149,6 +155,7 @@ impl Controller {
             looked: (0, 0, Duration::ZERO),
             round: None,
             smallest: None,
+            progressed: Duration::ZERO,
             last_set: 0,
             stalls: 0,
             rounds: 0,
@@ -209,6 +216,7 @@ impl Controller {
             Some(smallest) if bytes > smallest / 2 => self.stalls += 1,
             _ => {
                 self.smallest = Some(bytes);
+                self.progressed = now;
                 self.stalls = 0;
             }
         }
@@ -379,11 +387,18 @@ impl Controller {
             }
             (Mode::PreCopy, None) => (Next::Switch(Last::Send), Reason::Shortest { bytes: after }),
             (Mode::Auto, _) if hopeless || self.stalls >= PATIENCE => (Next::Switch(Last::Leave), why),
-            (Mode::PreCopy, Some(_)) if self.goals.deadline.is_none() && self.stalls >= STRICT_PATIENCE => {
+            (Mode::PreCopy, Some(_))
+                if self.goals.deadline.is_none() && self.is_out_of_patience(view.now) =>
+            {
                 (Next::Abort, why)
             }
             (Mode::Auto | Mode::PreCopy, _) => (Next::Round, Reason::MayPass { rounds: self.stalls }),
         }
+    }
+
+    /// Whether PreCopy has gone on for long enough without progress.
+    fn is_out_of_patience(&self, now: Duration) -> bool {
+        self.stalls >= STRICT_PATIENCE && now.saturating_sub(self.progressed) >= STRICT_TIME
     }
 
     /// Whether all that was measured lately says that more is written than the link carries: the first time that all of
