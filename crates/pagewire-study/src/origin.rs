@@ -30,15 +30,26 @@ const TICK: Duration = Duration::from_millis(1);
 
 const PAGE: u64 = 4096;
 
-/// What an application writes: to pages here and there in the first bytes of its memory.
+/// What an application writes: to pages in the first bytes of its memory.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Load {
     /// How many bytes of memory it has.
     pub size: u64,
     /// How many of them it writes to.
     pub hot: u64,
+    /// In which order.
+    pub writes: Writes,
     /// For how long it writes so many bytes of pages a second; from the beginning again after the last.
     pub phases: Vec<(Duration, u64)>,
+}
+
+/// In which order an application writes to its pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Writes {
+    /// Here and there.
+    Scattered,
+    /// To one after another, and from the beginning again after the last: as a collector does that copies what lives.
+    InOrder,
 }
 
 /// What an application has done.
@@ -158,7 +169,7 @@ fn run(load: Load, address: &str) -> io::Result<()> {
 
 impl Writer {
     fn run(&self) {
-        let (mut random, hot) = (7, (self.load.hot / PAGE).max(1));
+        let (mut random, mut next, hot) = (7, 0, (self.load.hot / PAGE).max(1));
         let whole: Duration = self.load.phases.iter().map(|(time, _)| *time).sum();
         // What it should have written by now, and has.
         let (mut owed, mut last) = (0.0, Instant::now());
@@ -182,7 +193,11 @@ impl Writer {
                 let some = owed.min(64.0) as u64;
                 let begun = Instant::now();
                 for _ in 0..some {
-                    let page = split_mix(&mut random) % hot;
+                    let page = match self.load.writes {
+                        Writes::Scattered => split_mix(&mut random) % hot,
+                        Writes::InOrder => next,
+                    };
+                    next = (next + 1) % hot;
                     if let Some(counter) = self.mapping.atomic_u64(page * PAGE) {
                         counter.fetch_add(1, Ordering::Relaxed);
                     }

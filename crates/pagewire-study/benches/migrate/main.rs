@@ -29,7 +29,7 @@ use pagewire::engine::migration::{Destination, DestinationOptions, Goals, Mode, 
 use pagewire::store::{MemoryStore, Store};
 use pagewire_study::bench::{self, Failure, Options, Row, Target};
 use pagewire_study::link::{ADDRESS_A, Link, LinkOptions};
-use pagewire_study::origin::{self, Load, OriginProcess, seconds_since_1970};
+use pagewire_study::origin::{self, Load, OriginProcess, Writes, seconds_since_1970};
 
 const USAGE: &str = "usage: migrate [FILTER...] [--size 1GiB] [--rounds 5] [--json]
 a row is measured if its name contains a FILTER: downtime downtime-worst bytes slowdown post-copy wan-downtime
@@ -77,7 +77,11 @@ fn measure(options: &Options) -> Result<Vec<Row>, Failure> {
 /// The application of most rows.
 fn steady(options: &Options) -> Load {
     let hot = (64 << 20).min(options.size / 4);
-    Load { size: options.size, hot, phases: vec![(Duration::from_secs(1), 100_000_000)] }
+    scattered(options.size, hot, 100_000_000)
+}
+
+fn scattered(size: u64, hot: u64, rate: u64) -> Load {
+    Load { size, hot, writes: Writes::Scattered, phases: vec![(Duration::from_secs(1), rate)] }
 }
 
 fn loopback(options: &Options) -> Result<Vec<Row>, Failure> {
@@ -120,8 +124,7 @@ fn fast(options: &Options) -> Result<Vec<Row>, Failure> {
     let trip = link.verify()?.round_trip.as_secs_f64();
     let mut all = Row::new("fast-writer", "s", "its deadline", Target::AtMost(1.0));
     let mut downtime = Row::new("fast-downtime", "ms", "2 round trips + 10 ms", Target::AtMost(1.0));
-    let load =
-        Load { size: options.size, hot: options.size, phases: vec![(Duration::from_secs(1), 400_000_000)] };
+    let load = scattered(options.size, options.size, 400_000_000);
     for _ in 0..options.rounds {
         let goals = Goals { deadline: Some(DEADLINE), ..Goals::default() };
         let run = run(&load, goals, Some(&link))?;

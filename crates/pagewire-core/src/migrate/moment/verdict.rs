@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::cost::{Cost, Outlook};
 use super::cycle::{Cycle, LONGEST};
 use super::samples::{STEP, STEP_SECONDS};
-use super::{Asked, Moment};
+use super::{Asked, Moment, Plan};
 
 /// Whether to begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,6 +88,18 @@ impl Saved {
 const AS_GOOD: f64 = 0.02;
 const IMPATIENCE: f64 = 0.06;
 
+/// What part of a period is soon, and how much less is worth it to wait for so long.
+const SOON: f64 = 8.0;
+const WORTH_IT: f64 = 0.005;
+
+/// How exactly the best moment is looked for that is soon, in seconds, and in how many instants at most.
+const INSTANT: f64 = 0.02;
+const INSTANTS: f64 = 100.0;
+
+/// A link may carry as much less than it seemed to, and a workload be ahead by so much, in seconds.
+const SLOWER: f64 = 0.96;
+const AHEAD: f64 = 0.05;
+
 /// Where moments differ by less, there is nothing to gain.
 const GAIN: f64 = 0.05;
 
@@ -118,8 +130,7 @@ impl Moment {
     fn judge_cycle(&mut self, now: Duration, asked: &Asked, cycle: &Cycle) -> Verdict {
         let outlook = self.outlook();
         let start = self.since_last(now);
-        let weight =
-            |step: usize| outlook.cost(&self.plan, start + step as f64 * STEP_SECONDS).weight(&self.plan);
+        let weight = |step: usize| self.expect(&outlook, start + step as f64 * STEP_SECONDS);
         let period: Vec<f64> = (0..=cycle.steps()).map(weight).collect();
         let (cheapest, dearest) = extremes(&period);
         if dearest <= cheapest * (1.0 + GAIN) {
@@ -133,8 +144,15 @@ impl Moment {
         let good = best * (1.0 + AS_GOOD + IMPATIENCE * impatience);
         let mean = period.iter().sum::<f64>() / period.len() as f64;
         let likely = self.favourable();
+        // Who is nearly there does not stop before it: a little later costs next to nothing.
+        let soon = (cycle.period().as_secs_f64() / SOON).clamp(STEP_SECONDS, left.max(STEP_SECONDS));
+        let instant = INSTANT.max(soon / INSTANTS);
+        let instants = (1..).map(|at| f64::from(at) * instant).take_while(|ahead| *ahead <= soon);
+        let weighed = instants.map(|ahead| (self.expect(&outlook, start + ahead), ahead));
+        let better = weighed.min_by(|a, b| a.0.total_cmp(&b.0));
+        let better = better.filter(|(weight, _)| reached[0] > weight * (1.0 + WORTH_IT));
         let next = |step: usize| now.saturating_add(STEP.saturating_mul(step as u32)).min(asked.bound);
-        if reached[0] <= good {
+        if reached[0] <= good && better.is_none() {
             let held = asked.held.unwrap_or(now);
             let may_hold = now.saturating_sub(held).as_secs_f64() < cycle.period().as_secs_f64() * HOLD;
             // Where no favourable moment can be reached, the best of the others it is.
@@ -145,11 +163,30 @@ impl Moment {
             }
             return Verdict::Now { why: Why::Favourable };
         }
-        if reached[0] <= best * (1.0 + TRUSTED) && likely.is_some_and(|likely| likely > SURE) {
+        if reached[0] <= best * (1.0 + TRUSTED)
+            && better.is_none()
+            && likely.is_some_and(|likely| likely > SURE)
+        {
             return Verdict::Now { why: Why::Favourable };
+        }
+        if let Some((weight, ahead)) = better
+            && weight <= good
+        {
+            let until = now.saturating_add(Duration::from_secs_f64(ahead)).min(asked.bound);
+            return Verdict::Wait { until, why: Why::Unfavourable };
         }
         let step = reached.iter().position(|weight| *weight <= good).unwrap_or(1);
         Verdict::Wait { until: next(step.max(1)), why: Why::Unfavourable }
+    }
+
+    /// What it is likely to cost to begin then: by what is known of the link and the rates, and if a link carries a little less
+    /// or the workload is a little ahead. A migration whose last round meets a burst costs much more than one whose first
+    /// round does.
+    fn expect(&self, outlook: &Outlook, start: f64) -> f64 {
+        let slower = Plan { bandwidth: (self.plan.bandwidth as f64 * SLOWER) as u64, ..self.plan };
+        let costs = [(self.plan, start), (self.plan, start + AHEAD), (slower, start)];
+        let weight = |(plan, start): (Plan, f64)| outlook.cost(&plan, start).weight(&plan);
+        costs.map(weight).iter().sum::<f64>() / costs.len() as f64
     }
 
     fn judge_without(&self, now: Duration, asked: &Asked) -> Verdict {

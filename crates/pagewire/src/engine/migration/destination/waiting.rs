@@ -12,7 +12,7 @@ use super::{When, not_now};
 use crate::error::Result;
 
 /// How many bytes are pulled at most to find out what the link carries: what is written meanwhile has to come again.
-const PROBE: u64 = 16 << 20;
+const PROBE: u64 = 64 << 20;
 
 /// How long that may take.
 const PROBE_TIME: Duration = Duration::from_millis(500);
