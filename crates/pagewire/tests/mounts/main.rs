@@ -9,6 +9,7 @@ mod support;
 mod attributes;
 mod directories;
 mod epochs;
+mod far;
 mod faults;
 mod holes;
 mod killed;

@@ -46,7 +46,7 @@ const PIECE: u64 = 256 << 10;
 /// How much is asked for at once piece by piece, and how much of it may be on its way: what the link holds, since a program
 /// that wants what is on its way already waits for all that is before it.
 const STEP: u64 = 128 << 10;
-const LIMITS: WindowLimits = WindowLimits { min: 1 << 20, initial: 4 << 20, max: 128 << 20 };
+const LIMITS: WindowLimits = WindowLimits { min: 1 << 20, initial: 1 << 20, max: 128 << 20 };
 
 /// How much is asked for first, and twice as much each time from then on: all of it fits into what a TCP connection may send
 /// before it has heard anything, and whoever wants the first byte waits for no more.
@@ -60,8 +60,9 @@ const TURN: Duration = Duration::from_millis(3);
 /// writes back.
 const WRITING: Duration = Duration::from_millis(100);
 
-/// How long to wait before what could not be read is asked for again.
+/// How long to wait before what could not be read is asked for again, where nothing else comes, and where something does.
 const PAUSE: Duration = Duration::from_secs(1);
+const LONG_PAUSE: Duration = Duration::from_secs(60);
 
 /// How often to look whether to stop, and how far it is.
 const LOOK: Duration = Duration::from_millis(20);
@@ -275,6 +276,8 @@ impl Warming {
     fn ask(&self, source: &Source, runs: &[ByteRange], stop: &Stop) -> std::io::Result<()> {
         let mut asked = VecDeque::new();
         let (mut window, mut on_way, mut last) = (Window::new(LIMITS), 0, Instant::now());
+        let background = || self.file.counters.background_bytes.load(Ordering::Relaxed);
+        let (mut came, mut came_at) = (background(), last);
         let mut pieces = runs.iter().flat_map(|run| steps(*run)).filter(|piece| self.file.misses(*piece));
         loop {
             let next = if on_way < window.size() { pieces.next() } else { None };
@@ -288,12 +291,21 @@ impl Warming {
             if stop.is_set() {
                 return Ok(());
             }
-            // What fails is not waited for for ever: the next round asks again.
-            if !self.file.misses(*first) || since.elapsed() > PAUSE {
-                let now = Instant::now();
-                window.on_round_trip(now - *since);
-                window.on_delivered(first.len(), now - last);
-                last = now;
+            let now = Instant::now();
+            let so_far = background();
+            if so_far != came {
+                (came, came_at) = (so_far, now);
+            }
+            // What fails is not waited for for ever: the next round asks again. What is only slow is not asked for twice, nor
+            // more behind it: programs would wait behind all that.
+            let waited = now - *since;
+            let is_lost = waited > PAUSE && now - came_at > PAUSE || waited > LONG_PAUSE;
+            let is_here = !self.file.misses(*first);
+            if is_here {
+                window.on_round_trip(waited);
+                window.on_delivered(first.len(), now - std::mem::replace(&mut last, now));
+            }
+            if is_here || is_lost {
                 on_way -= first.len();
                 asked.pop_front();
             } else {
