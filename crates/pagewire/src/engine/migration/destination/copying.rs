@@ -133,7 +133,7 @@ impl Inner {
     }
 
     /// How many bytes have not arrived.
-    fn missing(&self) -> u64 {
+    pub(super) fn missing(&self) -> u64 {
         self.incoming().iter().map(|one| ByteRange::total(&one.arriving.absent())).sum()
     }
 

@@ -11,8 +11,9 @@ use super::report::Saved;
 use super::{When, not_now};
 use crate::error::Result;
 
-/// How many bytes are pulled at most to find out what the link carries: what is written meanwhile has to come again.
-const PROBE: u64 = 64 << 20;
+/// How many bytes are pulled at most to find out what the link carries: before anything is known of the application, which may write
+/// to just these again, and when it has been watched for some cycles, so that it is asked for what it does not write to.
+const PROBE: (u64, u64) = (16 << 20, 64 << 20);
 
 /// How long that may take.
 const PROBE_TIME: Duration = Duration::from_millis(500);
@@ -26,16 +27,32 @@ impl Inner {
         let mut plan = Plan {
             region,
             working_set: region,
-            bandwidth: self.probe()?,
+            bandwidth: self.probe(PROBE.0)?,
             downtime: self.options.goals.max_downtime.unwrap_or(Duration::from_millis(5)),
         };
         tracing::debug!(?plan, "a good moment is waited for");
         let mut moment = Moment::new(plan);
         moment.ask(started.elapsed(), within);
         let mut told: Option<Why> = None;
+        let mut knows_cycle = false;
         loop {
+            if region != plan.region {
+                (plan.region, plan.working_set) = (region, region);
+                moment.replan(plan);
+            }
             let now = started.elapsed();
             moment.look(now, written);
+            let is_new = moment.cycle().is_some() && !knows_cycle;
+            knows_cycle |= is_new;
+            // The best moment hangs on whether all fits into a quiet time. Of a small region there would be little left.
+            if is_new && self.missing() >= 4 * PROBE.1 {
+                self.bring_set()?;
+                plan.bandwidth = self.probe(PROBE.1)?;
+                tracing::debug!(?plan, "the link is known better");
+                moment.replan(plan);
+                Looked { length: region, written, .. } = self.look()?;
+                continue;
+            }
             let cycle = moment.cycle().map(|cycle| (cycle.period(), cycle.phase()));
             tracing::trace!(written, ?cycle, "a look");
             let (why, verdict) = match moment.decide(now) {
@@ -53,14 +70,9 @@ impl Inner {
             let pause = STEP.min(until.saturating_sub(now)).max(Duration::from_millis(1));
             self.rest(pause)?;
             Looked { length: region, written, .. } = self.look()?;
-            if region != plan.region {
-                (plan.region, plan.working_set) = (region, region);
-                moment.replan(plan);
-            }
         }
         // What was written while it waited is read with everything else: the next set is that of the copying alone.
-        let number = self.with(|machine| machine.start_round()).map_err(|_| not_now())?;
-        self.wait_for(|state| (state.round() == Some(number)).then_some(()))?;
+        self.bring_set()?;
         let mut state = self.lock();
         state.times.waited = started.elapsed();
         state.report.saved =
@@ -68,18 +80,25 @@ impl Inner {
         Ok(())
     }
 
-    /// What the link carries, in bytes per second: pulls the beginning of the regions, which has to come anyway. A flow is
-    /// slow at first, so it is the later half of it that tells.
-    fn probe(&self) -> Result<u64> {
+    /// Learns what was written.
+    fn bring_set(&self) -> Result<()> {
+        let number = self.with(|machine| machine.start_round()).map_err(|_| not_now())?;
+        self.wait_for(|state| (state.round() == Some(number)).then_some(()))
+    }
+
+    /// What the link carries, in bytes per second: pulls so much of the regions, which has to come anyway, and first of it what was not
+    /// seen to be written. A flow is slow at first, so it is the later half of it that tells.
+    fn probe(&self, most: u64) -> Result<u64> {
         let (started, before) = (Instant::now(), self.moved());
         let seen = RefCell::new(vec![(Duration::ZERO, 0)]);
         let is_over = || {
             let (time, moved) = (started.elapsed(), self.moved() - before);
             seen.borrow_mut().push((time, moved));
-            moved >= PROBE || time >= PROBE_TIME || self.is_over()
+            moved >= most || time >= PROBE_TIME || self.is_over()
         };
         for one in self.incoming() {
-            one.carry(&[], &is_over)?;
+            let plan = one.frequency().plan(&one.arriving.absent(), None);
+            one.carry(&plan.send, &is_over)?;
         }
         is_over();
         Ok(later_rate(&seen.into_inner()))
