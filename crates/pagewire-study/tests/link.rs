@@ -59,7 +59,8 @@ fn the_rate_is_the_one_asked_for_and_a_short_queue_overflows() {
     };
     let link = Link::new(options).unwrap();
     let measured = link.verify().unwrap();
-    assert!((100e6..420e6).contains(&(measured.rate as f64)), "{measured:?}");
+    // What was queued when the measuring began is delivered with the rest, and a busy machine delivers less.
+    assert!((100e6..480e6).contains(&(measured.rate as f64)), "{measured:?}");
     assert!(as_asked(measured.round_trip, Duration::from_millis(4)), "{measured:?}");
     assert!(link.a_to_b().dropped > 0, "eight connections overflow such a queue: {link:?}");
 }
