@@ -107,7 +107,8 @@ fn a_slow_way_is_not_filled_with_what_programs_would_wait_behind() {
     let mounted = Mounted::at(&path, |path| Mount::region(&region, path, MountOptions::default())).unwrap();
     std::thread::sleep(Duration::from_secs(3));
     let most = far.most.load(Ordering::Relaxed);
-    assert!(most <= (1 << 20) + (128 << 10), "{most} bytes were on their way");
+    // The smallest window, and some more where the kernel asks in other pieces; it would be nearly three times as much.
+    assert!(most <= 2 << 20, "{most} bytes were on their way");
     wait_until("all is pulled", || mounted.status_of_file().cached_bytes == LENGTH as u64);
     assert!(read_at(&mounted.open_to_read(), 0, LENGTH) == bytes);
     let first = far.first.lock().unwrap();
