@@ -278,7 +278,7 @@ impl Warming {
         let (mut window, mut on_way, mut last) = (Window::new(LIMITS), 0, Instant::now());
         let background = || self.file.counters.background_bytes.load(Ordering::Relaxed);
         let (mut came, mut came_at) = (background(), last);
-        let mut pieces = runs.iter().flat_map(|run| steps(*run)).filter(|piece| self.file.misses(*piece));
+        let mut pieces = steps(runs).filter(|piece| self.file.misses(*piece));
         loop {
             let next = if on_way < window.size() { pieces.next() } else { None };
             if let Some(piece) = next {
@@ -315,13 +315,16 @@ impl Warming {
     }
 }
 
-/// A run in pieces, each twice as long as the one before, [`STEP`] at most.
-fn steps(run: ByteRange) -> impl Iterator<Item = ByteRange> {
-    let (mut at, mut step) = (run.start, FIRST_STEP);
+/// Runs in pieces, each twice as long as the one before, [`STEP`] at most, as far as its run goes.
+fn steps(runs: &[ByteRange]) -> impl Iterator<Item = ByteRange> {
+    let (mut runs, mut left, mut step) = (runs.iter().copied(), ByteRange::new(0, 0), FIRST_STEP);
     std::iter::from_fn(move || {
-        let piece = ByteRange::new(at, run.end).clamp_to(at + step);
-        (at, step) = (piece.end, (step * 2).min(STEP));
-        (!piece.is_empty()).then_some(piece)
+        while left.is_empty() {
+            left = runs.next()?;
+        }
+        let piece = left.clamp_to(left.start + step);
+        (left.start, step) = (piece.end, (step * 2).min(STEP));
+        Some(piece)
     })
 }
 
