@@ -151,8 +151,14 @@ impl Moment {
         let weighed = instants.map(|ahead| (self.expect(&outlook, start + ahead), ahead));
         let better = weighed.min_by(|a, b| a.0.total_cmp(&b.0));
         let better = better.filter(|(weight, _)| reached[0] > weight * (1.0 + WORTH_IT));
+        if let Some((weight, ahead)) = better
+            && weight <= good
+        {
+            let until = now.saturating_add(Duration::from_secs_f64(ahead)).min(asked.bound);
+            return Verdict::Wait { until, why: Why::Unfavourable };
+        }
         let next = |step: usize| now.saturating_add(STEP.saturating_mul(step as u32)).min(asked.bound);
-        if reached[0] <= good && better.is_none() {
+        if reached[0] <= good {
             let held = asked.held.unwrap_or(now);
             let may_hold = now.saturating_sub(held).as_secs_f64() < cycle.period().as_secs_f64() * HOLD;
             // Where no favourable moment can be reached, the best of the others it is.
@@ -168,12 +174,6 @@ impl Moment {
             && likely.is_some_and(|likely| likely > SURE)
         {
             return Verdict::Now { why: Why::Favourable };
-        }
-        if let Some((weight, ahead)) = better
-            && weight <= good
-        {
-            let until = now.saturating_add(Duration::from_secs_f64(ahead)).min(asked.bound);
-            return Verdict::Wait { until, why: Why::Unfavourable };
         }
         let step = reached.iter().position(|weight| *weight <= good).unwrap_or(1);
         Verdict::Wait { until: next(step.max(1)), why: Why::Unfavourable }
