@@ -26,6 +26,7 @@
 //! - [`pulled`]: memory that is read as a slice while it is being filled
 //! - [`tracked`]: memory that a program writes while it is being filled, and which of its pages were written
 //! - [`socket`]: vectored and zero-copy sending, options, passing descriptors
+//! - [`pipe`]: from a socket to a file without a copy between
 //! - [`file`](mod@file): holes, locks, reads that do not wait, identity, attributes
 //! - [`file_mapping`]: a file that is mapped shared
 //! - [`fuse`]: which FUSE the kernel speaks
@@ -50,6 +51,7 @@ pub mod mount;
 pub mod nbd;
 pub mod net;
 pub mod pagemap;
+pub mod pipe;
 pub mod process;
 pub mod pulled;
 pub mod signals;

@@ -159,6 +159,22 @@ impl ByteRange {
         })
     }
 
+    /// Takes its first `len` bytes off it, or all that there are.
+    ///
+    /// ```
+    /// # use pagewire_core::chunk::ByteRange;
+    /// let mut left = ByteRange::new(10, 20);
+    /// assert_eq!(left.take_front(4), ByteRange::new(10, 14));
+    /// assert_eq!(left, ByteRange::new(14, 20));
+    /// assert_eq!(left.take_front(100), ByteRange::new(14, 20));
+    /// assert!(left.is_empty());
+    /// ```
+    pub fn take_front(&mut self, len: u64) -> Self {
+        let front = Self { start: self.start, end: self.start.saturating_add(len).min(self.end) };
+        self.start = front.end;
+        front
+    }
+
     /// How far `pos` is from the start of the range: the index in a buffer that holds the range. `None` if
     /// `pos` is not in the range.
     pub const fn offset_of(self, pos: u64) -> Option<u64> {

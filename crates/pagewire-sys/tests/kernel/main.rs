@@ -6,6 +6,7 @@ mod file;
 mod file_mapping;
 mod mapping;
 mod net;
+mod pipe;
 mod process;
 mod socket;
 #[cfg(feature = "sqlite")]

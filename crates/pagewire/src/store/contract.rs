@@ -149,6 +149,13 @@ pub trait Store: Send + Sync {
         None
     }
 
+    /// The file that [`Store::write`] writes to, each byte at its own offset and at once, and nothing else: who writes
+    /// to the region may have the kernel move bytes there, within the region's length. The rest of what is promised of
+    /// writes holds as well.
+    fn lend_for_writing(&self) -> Option<Lent<'_>> {
+        None
+    }
+
     /// Capability `stream`: begins to send many ranges without a request for each. The sink's
     /// `part` may be called from several threads at once.
     ///

@@ -467,6 +467,11 @@ impl Store for FileStore {
         lends.then(|| Lent { file: self.file.file.as_fd() })
     }
 
+    fn lend_for_writing(&self) -> Option<Lent<'_>> {
+        let written_through = self.file.writable && self.file.journaled.is_none();
+        written_through.then(|| Lent { file: self.file.file.as_fd() })
+    }
+
     fn refresh(&self) -> Result<Info> {
         self.file.check_unchanged()?;
         Ok(self.info())

@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use pagewire_sys::pipe::Pipe;
 use pagewire_sys::socket;
 
 use super::meter::Meter;
@@ -187,6 +188,23 @@ impl Connection {
             Some(layer) => layer.receive_exact(self.fd(), buffer),
             None => socket::receive_exact(self.fd(), buffer),
         }
+    }
+
+    /// Whether [`Connection::receive_into`] can be had, and is faster: from another process of this host, all that was
+    /// sent lies in pages of its own. What a network card has received lies scattered, and TLS has to look at it.
+    #[cfg_attr(not(feature = "nbd"), expect(dead_code, reason = "only NBD has the kernel move what comes"))]
+    pub(crate) fn moves(&self) -> bool {
+        self.tls.is_none() && matches!(self.socket, Socket::Unix(_))
+    }
+
+    /// Receives what there is into a pipe, `most` bytes at most and at least one; 0 is the end of the stream.
+    ///
+    /// # Errors
+    ///
+    /// `WouldBlock` where the pipe is full; else as the socket.
+    #[cfg_attr(not(feature = "nbd"), expect(dead_code, reason = "only NBD has the kernel move what comes"))]
+    pub(crate) fn receive_into(&self, pipe: &mut Pipe, most: u64) -> io::Result<u64> {
+        pipe.receive(self.fd(), most).inspect(|bytes| self.meter.received(*bytes))
     }
 
     /// How long a send or a receive may take before it fails with `WouldBlock`; none is for ever.

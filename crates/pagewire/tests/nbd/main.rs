@@ -5,5 +5,6 @@ mod client;
 mod faults;
 mod hostile;
 mod leases;
+mod moved;
 mod requests;
 mod transmission;

@@ -11,11 +11,11 @@ use pagewire_core::chunk::{ByteRange, PAGE_SIZE};
 use pagewire_core::nbd::ErrorNumber;
 
 use super::attachment::Attachment;
-use super::incoming::{Incoming, PIECE};
+use super::incoming::{Incoming, PIECE, Payload};
 use super::outgoing::{Outgoing, UnderWay};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::pool::Pool;
-use crate::store::wait;
+use crate::store::{Completion, wait};
 
 /// Up to so many bytes of zeroes are noted on the spot, where they are only noted.
 const SHORT: u64 = 64 << 20;
@@ -60,20 +60,21 @@ impl Changer {
             }
         };
         let under_way = self.begin(range.len().min(PIECE) as usize);
-        let pieces = range.split(PIECE).count();
-        let write = Arc::new(Write {
-            change: Mutex::new(Some(self.change(cookie, range, fua, under_way))),
-            left: AtomicUsize::new(pieces.max(1)),
-            error: Mutex::default(),
-        });
-        if pieces == 0 {
-            write.piece_done(Ok(()));
+        let write = Arc::new(Write::new(self.change(cookie, range, fua, under_way)));
+        let moves = writing.writer.moves();
+        let mut left = range;
+        while !left.is_empty() {
+            match incoming.of_write(left, moves)? {
+                Payload::Bytes(bytes) => {
+                    let piece = left.take_front(bytes.len() as u64);
+                    writing.writer.write(&[piece], bytes, write.piece());
+                }
+                Payload::Moved(pipe, length) => {
+                    writing.writer.write_moved(left.take_front(length), pipe, write.piece());
+                }
+            }
         }
-        for piece in range.split(PIECE) {
-            let bytes = incoming.payload(piece.len() as usize)?;
-            let write = write.clone();
-            writing.writer.write(&[piece], bytes, Box::new(move |result| write.piece_done(result)));
-        }
+        write.piece_done(Ok(()));
         self.relieve();
         Ok(())
     }
@@ -208,11 +209,23 @@ impl Change {
 /// A WRITE in pieces.
 struct Write {
     change: Mutex<Option<Change>>,
+    /// How many pieces are under way, and one while there may be more.
     left: AtomicUsize,
     error: Mutex<Option<Error>>,
 }
 
 impl Write {
+    fn new(change: Change) -> Self {
+        Self { change: Mutex::new(Some(change)), left: AtomicUsize::new(1), error: Mutex::default() }
+    }
+
+    /// What is to be called when another piece is done.
+    fn piece(self: &Arc<Self>) -> Completion {
+        self.left.fetch_add(1, Ordering::Relaxed);
+        let write = self.clone();
+        Box::new(move |result| write.piece_done(result))
+    }
+
     fn piece_done(&self, result: Result<()>) {
         if let Err(error) = result {
             self.error.lock().expect("no holder panics").get_or_insert(error);

@@ -1,9 +1,11 @@
 //! Requests as they come in: as many as there are with one system call, and the bytes of large writes straight to
-//! where they are needed.
+//! where they are needed: on their way to a file they need not pass through this process at all.
 
 use std::io;
 
+use pagewire_core::chunk::{ByteRange, PAGE_SIZE};
 use pagewire_core::nbd::{Headers, Malformed, Request};
+use pagewire_sys::pipe::Pipe;
 
 use super::outgoing::Outgoing;
 
@@ -18,6 +20,9 @@ const LARGE: u64 = 32 << 10;
 /// to vanish.
 pub(super) const PIECE: u64 = 1 << 20;
 
+/// How many pages, or what came in one page, are on their way to a file at once: all that a UNIX socket holds.
+const PLACES: usize = 64;
+
 /// The receiving side of a connection.
 pub(super) struct Incoming<'a> {
     outgoing: &'a Outgoing,
@@ -28,6 +33,17 @@ pub(super) struct Incoming<'a> {
     /// Whether the last request was a large write.
     large: bool,
     piece: Vec<u8>,
+    /// What moves large writes to a file, once there was one.
+    pipe: Option<Pipe>,
+    /// Whether there can be one.
+    moves: bool,
+}
+
+/// What has come of a write's payload.
+pub(super) enum Payload<'a> {
+    Bytes(&'a [u8]),
+    /// So many bytes, which are the first in a pipe.
+    Moved(&'a mut Pipe, u64),
 }
 
 /// Why no request comes any more.
@@ -40,7 +56,8 @@ pub(super) enum End {
 
 impl<'a> Incoming<'a> {
     pub(super) fn new(outgoing: &'a Outgoing) -> Self {
-        Self { outgoing, buffer: vec![0; EAGER], start: 0, end: 0, large: false, piece: Vec::new() }
+        let (buffer, moves) = (vec![0; EAGER], outgoing.connection().moves());
+        Self { outgoing, buffer, start: 0, end: 0, large: false, piece: Vec::new(), pipe: None, moves }
     }
 
     fn headers(&self) -> Headers {
@@ -71,6 +88,45 @@ impl<'a> Incoming<'a> {
         self.start += length;
         self.large = request.payload(self.headers().extended()) >= LARGE;
         Ok(request)
+    }
+
+    /// What comes next of a write's payload, of which `left` was not given yet. Where `moves`, it may be in a pipe:
+    /// whole pages of the region then, as long as they come in large parts.
+    pub(super) fn of_write(&mut self, left: ByteRange, moves: bool) -> io::Result<Payload<'_>> {
+        let is_under_way = self.pipe.as_ref().is_some_and(|pipe| !pipe.is_empty());
+        if is_under_way || (moves && self.start == self.end && left.len() >= LARGE && self.has_pipe()) {
+            return self.moved(left);
+        }
+        let piece = left.split(PIECE).next().map_or(0, ByteRange::len);
+        self.payload(piece as usize).map(Payload::Bytes)
+    }
+
+    fn has_pipe(&mut self) -> bool {
+        if self.moves && self.pipe.is_none() {
+            self.pipe = Pipe::new(PLACES).inspect_err(|error| tracing::debug!(%error, "no pipe")).ok();
+            self.moves = self.pipe.is_some();
+        }
+        self.moves
+    }
+
+    fn moved(&mut self, left: ByteRange) -> io::Result<Payload<'_>> {
+        self.outgoing.flush()?;
+        let connection = self.outgoing.connection();
+        let pipe = self.pipe.as_mut().expect("there is one where bytes are moved");
+        loop {
+            let missing = left.len() - pipe.len();
+            let length = match connection.receive_into(pipe, missing) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(came) if came == missing => left.len(),
+                // A page that is written in two parts may have to be read for the first.
+                Ok(_) => ((left.start + pipe.len()) / PAGE_SIZE * PAGE_SIZE).saturating_sub(left.start),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => pipe.len(),
+                Err(error) => return Err(error),
+            };
+            if length > 0 {
+                return Ok(Payload::Moved(pipe, length));
+            }
+        }
     }
 
     /// The next `length` bytes of the request's payload, [`PIECE`] at most.

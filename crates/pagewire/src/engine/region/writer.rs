@@ -4,6 +4,7 @@ use std::sync::{Arc, RwLockReadGuard};
 use std::time::Duration;
 
 use pagewire_core::chunk::ByteRange;
+use pagewire_sys::pipe::Pipe;
 
 use super::lease::Held;
 use super::{Pin, Region};
@@ -107,6 +108,43 @@ impl Writer {
     /// Submits a write: see [`Store::write`].
     pub fn write(&self, ranges: &[ByteRange], bytes: &[u8], done: Completion) {
         self.change(ranges, done, |store, done| store.write(ranges, bytes, done));
+    }
+
+    /// Whether [`Writer::write_moved`] saves a copy.
+    #[cfg_attr(
+        not(feature = "nbd"),
+        expect(dead_code, reason = "only NBD has the kernel move what comes")
+    )]
+    pub(crate) fn moves(&self) -> bool {
+        self.region.store.lend_for_writing().is_some()
+    }
+
+    /// Submits a write of the first bytes that `pipe` holds; they are not in it any more when the call returns.
+    #[cfg_attr(
+        not(feature = "nbd"),
+        expect(dead_code, reason = "only NBD has the kernel move what comes")
+    )]
+    pub(crate) fn write_moved(&self, range: ByteRange, pipe: &mut Pipe, done: Completion) {
+        let behind = pipe.len() - range.len();
+        self.change(&[range], done, |store, done| {
+            let moved = match store.lend_for_writing() {
+                Some(lent) if store.info().check(range).is_ok() => {
+                    pipe.write_at(lent.file, range.start, range.len()).0
+                }
+                _ => 0,
+            };
+            // What cannot be moved is written as anything else, which says what is wrong if anything is.
+            let rest = ByteRange::new(range.start + moved, range.end);
+            if rest.is_empty() {
+                return done(Ok(()));
+            }
+            match taken(pipe, rest.len()) {
+                Ok(bytes) => store.write(&[rest], &bytes, done),
+                Err(error) => done(Err(error)),
+            }
+        });
+        // What was not written must not be taken for what comes next.
+        taken(pipe, pipe.len() - behind).expect("a pipe gives what is in it");
     }
 
     /// Submits a write of zeroes: see [`Store::zero`].
@@ -223,6 +261,13 @@ impl Writer {
     pub fn lose(&self, lapse: Duration) {
         self.region.lease.leave(&self.held, Some(lapse), || {});
     }
+}
+
+/// The first bytes that a pipe holds.
+fn taken(pipe: &mut Pipe, length: u64) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; length as usize];
+    pipe.read_exact(&mut bytes).map_err(|error| Error::io("cannot take back what has come", &error))?;
+    Ok(bytes)
 }
 
 impl Drop for Writer {
