@@ -160,6 +160,7 @@ impl RegionFile {
     }
 
     /// Whether any page of `range` was written and is not flushed.
+    #[cfg_attr(not(feature = "nbd"), expect(dead_code, reason = "only NBD tells of it"))]
     pub(super) fn is_unflushed(&self, range: ByteRange) -> bool {
         match &self.access {
             Access::Read(_) => false,

@@ -141,6 +141,10 @@ pub(crate) struct Moment {
     tellings: u64,
 }
 
+#[cfg_attr(
+    not(any(feature = "fuse", feature = "nbd")),
+    expect(dead_code, reason = "for those who read what is not pushed")
+)]
 impl Moment {
     /// Whether what is staged was not lost between this moment and `later`.
     pub(crate) fn has_kept(self, later: Self) -> bool {
@@ -312,6 +316,10 @@ impl Pusher {
     /// How much of the region the store can be asked for: behind it are zeroes, but for what was written,
     /// whatever the store has there. Counts for the moment that is the second answer: what is asked for at one in
     /// which the store is told of another length may be refused.
+    #[cfg_attr(
+        not(any(feature = "fuse", feature = "nbd")),
+        expect(dead_code, reason = "for those who read what is not pushed")
+    )]
     pub(crate) fn readable(&self) -> (u64, Moment) {
         let state = self.inner.lock();
         let told = self.inner.writer.stage();

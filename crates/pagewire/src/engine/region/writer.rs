@@ -111,19 +111,13 @@ impl Writer {
     }
 
     /// Whether [`Writer::write_moved`] saves a copy.
-    #[cfg_attr(
-        not(feature = "nbd"),
-        expect(dead_code, reason = "only NBD has the kernel move what comes")
-    )]
+    #[cfg_attr(not(feature = "nbd"), expect(dead_code, reason = "only NBD has the kernel move what comes"))]
     pub(crate) fn moves(&self) -> bool {
         self.region.store.lend_for_writing().is_some()
     }
 
     /// Submits a write of the first bytes that `pipe` holds; they are not in it any more when the call returns.
-    #[cfg_attr(
-        not(feature = "nbd"),
-        expect(dead_code, reason = "only NBD has the kernel move what comes")
-    )]
+    #[cfg_attr(not(feature = "nbd"), expect(dead_code, reason = "only NBD has the kernel move what comes"))]
     pub(crate) fn write_moved(&self, range: ByteRange, pipe: &mut Pipe, done: Completion) {
         let behind = pipe.len() - range.len();
         self.change(&[range], done, |store, done| {
