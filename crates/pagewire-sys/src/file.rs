@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use crate::syscall::{check, invalid, new_descriptor, retry, retry_count};
+use crate::syscall::{check, file_offset, invalid, new_descriptor, retry, retry_count};
 
 /// The first byte at or behind `from` that is not in a hole; none when only a hole follows, or the end.
 ///
@@ -90,7 +90,7 @@ pub fn may_use(path: &Path) -> io::Result<bool> {
 }
 
 fn seek(file: BorrowedFd<'_>, from: u64, whence: libc::c_int) -> io::Result<u64> {
-    let from = offset(from)?;
+    let from = file_offset(from)?;
     // SAFETY: takes numbers only.
     check(unsafe { libc::lseek(file.as_raw_fd(), from, whence) }).map(|position| position as u64)
 }
@@ -101,7 +101,7 @@ fn seek(file: BorrowedFd<'_>, from: u64, whence: libc::c_int) -> io::Result<u64>
 ///
 /// What pread answers; invalid input for an offset that no file has.
 pub fn pread(file: BorrowedFd<'_>, buffer: &mut [u8], at: u64) -> io::Result<usize> {
-    let at = offset(at)?;
+    let at = file_offset(at)?;
     // SAFETY: the kernel writes at most the buffer's length into the buffer, which is borrowed mutably.
     retry_count(|| unsafe { libc::pread(file.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), at) })
 }
@@ -112,7 +112,7 @@ pub fn pread(file: BorrowedFd<'_>, buffer: &mut [u8], at: u64) -> io::Result<usi
 ///
 /// `WouldBlock` when the first byte is not in the page cache, or the file system cannot tell: read as usual then.
 pub fn pread_nowait(file: BorrowedFd<'_>, buffer: &mut [u8], at: u64) -> io::Result<usize> {
-    let at = offset(at)?;
+    let at = file_offset(at)?;
     let vector = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     // SAFETY: the kernel writes at most the buffer's length into the buffer, which is borrowed mutably.
     match retry_count(|| unsafe { libc::preadv2(file.as_raw_fd(), &vector, 1, at, libc::RWF_NOWAIT) }) {
@@ -193,7 +193,7 @@ pub fn fadvise_dontneed(file: BorrowedFd<'_>, at: u64, len: u64) -> io::Result<(
 }
 
 fn advise(file: BorrowedFd<'_>, at: u64, len: u64, advice: libc::c_int) -> io::Result<()> {
-    let (at, len) = (offset(at)?, offset(len)?);
+    let (at, len) = (file_offset(at)?, file_offset(len)?);
     // SAFETY: takes numbers only.
     match unsafe { libc::posix_fadvise(file.as_raw_fd(), at, len, advice) } {
         0 => Ok(()),
@@ -208,7 +208,7 @@ fn advise(file: BorrowedFd<'_>, at: u64, len: u64, advice: libc::c_int) -> io::R
 ///
 /// What fallocate answers: unsupported where the file system cannot.
 pub fn punch_hole(file: BorrowedFd<'_>, at: u64, len: u64) -> io::Result<()> {
-    let (at, len) = (offset(at)?, offset(len)?);
+    let (at, len) = (file_offset(at)?, file_offset(len)?);
     let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
     // SAFETY: takes numbers only.
     retry(|| unsafe { libc::fallocate(file.as_raw_fd(), mode, at, len) }).map(drop)
@@ -362,10 +362,6 @@ pub fn block_device_size(device: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(bytes)
 }
 
-fn offset(value: u64) -> io::Result<libc::off_t> {
-    libc::off_t::try_from(value).map_err(|_| invalid("offset or length beyond any file"))
-}
-
 /// What `fallocate` is asked for, as a file system is told it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Allocate {
@@ -382,7 +378,7 @@ impl Allocate {
     ///
     /// What fallocate answers: unsupported where the file system cannot.
     pub fn apply(self, file: BorrowedFd<'_>, at: u64, len: u64) -> io::Result<()> {
-        let (at, len) = (offset(at)?, offset(len)?);
+        let (at, len) = (file_offset(at)?, file_offset(len)?);
         let keep_size = if self.keep_size { libc::FALLOC_FL_KEEP_SIZE } else { 0 };
         let mode = match self {
             Self { zero: false, .. } => keep_size,

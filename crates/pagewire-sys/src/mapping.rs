@@ -13,7 +13,7 @@ use std::ptr::{self, NonNull};
 #[cfg(feature = "sqlite")]
 use crate::gate::Lent;
 use crate::gate::{Gate, Write};
-use crate::syscall::{check, invalid, retry_count};
+use crate::syscall::{check, file_offset, invalid, retry_count};
 use crate::{HUGE_PAGE_SIZE, PAGE_SIZE};
 
 /// Ranges that one process_vm call takes: the kernel's `UIO_MAXIOV`.
@@ -348,8 +348,7 @@ impl Mapping {
         let _write = self.gate.write()?;
         let mut done = 0;
         while done < len {
-            let from = libc::off_t::try_from(at.saturating_add(done as u64))
-                .map_err(|_| invalid("offset too large for a file"))?;
+            let from = file_offset(at.saturating_add(done as u64))?;
             let room = self.remote(offset + done, len - done);
             // SAFETY: the kernel writes at most as many bytes as `room` has, which lie within this mapping; no slice
             // of it lives: who made one has promised that nothing of this type changes the bytes.

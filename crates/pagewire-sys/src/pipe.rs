@@ -2,11 +2,11 @@
 //! once, into the file.
 
 use std::io::{self, PipeReader, PipeWriter, Read};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use crate::PAGE_SIZE;
 use crate::event::{PollItem, poll};
-use crate::syscall::{invalid, retry, retry_count};
+use crate::syscall::{bytes_per_call, file_offset, invalid, retry, retry_count};
 
 /// A pipe, both ends of which are this process's.
 #[derive(Debug)]
@@ -64,7 +64,7 @@ impl Pipe {
 
     fn splice_in(&self, socket: BorrowedFd<'_>, most: u64, flags: libc::c_uint) -> io::Result<u64> {
         let (from, to) = (socket.as_raw_fd(), self.writer.as_raw_fd());
-        let most = at_once(most);
+        let most = bytes_per_call(most);
         let none = std::ptr::null_mut();
         // SAFETY: without offsets the kernel accesses no memory of ours.
         retry_count(|| unsafe { libc::splice(from, none, to, none, most, flags) }).map(|moved| moved as u64)
@@ -89,9 +89,9 @@ impl Pipe {
     }
 
     fn splice_out(&self, file: BorrowedFd<'_>, offset: u64, most: u64) -> io::Result<u64> {
-        let start = libc::off64_t::try_from(offset).map_err(|_| invalid("offset beyond any file"))?;
+        let start = file_offset(offset)?;
         let (from, to) = (self.reader.as_raw_fd(), file.as_raw_fd());
-        let most = at_once(most);
+        let most = bytes_per_call(most);
         let moved = retry_count(|| {
             let mut position = start;
             // SAFETY: the kernel writes the position, a local, and no other memory of ours.
@@ -113,16 +113,4 @@ impl Pipe {
         self.len -= buffer.len() as u64;
         Ok(())
     }
-}
-
-impl AsFd for Pipe {
-    /// The end that is read from.
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.reader.as_fd()
-    }
-}
-
-/// The kernel moves at most 2 GiB a call.
-fn at_once(length: u64) -> usize {
-    usize::try_from(length).unwrap_or(usize::MAX).min(isize::MAX as usize)
 }

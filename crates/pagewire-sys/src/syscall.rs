@@ -70,3 +70,13 @@ pub(crate) unsafe fn ioctl<T>(fd: &impl AsRawFd, request: libc::Ioctl, argument:
 pub(crate) fn invalid(message: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, message)
 }
+
+/// An offset, or a length, in a file as the kernel takes it.
+pub(crate) fn file_offset(value: u64) -> io::Result<libc::off_t> {
+    libc::off_t::try_from(value).map_err(|_| invalid("offset or length beyond any file"))
+}
+
+/// As many bytes of `length` as one call may be asked for: the kernel moves at most 2 GiB with one anyway.
+pub(crate) fn bytes_per_call(length: u64) -> usize {
+    usize::try_from(length).unwrap_or(usize::MAX).min(isize::MAX as usize)
+}

@@ -12,7 +12,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 pub use self::descriptors::{MAX_DESCRIPTORS, receive_with_fds, send_fds};
 pub use self::options::{TcpInfo, peer_pid, queued_bytes, set_keepalive, set_user_timeout, tcp_info};
-use crate::syscall::{invalid, retry_count};
+use crate::syscall::{bytes_per_call, file_offset, retry_count};
 
 /// Parts that one system call takes here: a frame of headers and pages has some tens, and this fits on the stack.
 const PARTS_PER_CALL: usize = 64;
@@ -82,9 +82,7 @@ fn send_from(socket: BorrowedFd<'_>, parts: &[&[u8]], skip: usize, more: bool) -
 ///
 /// What sendfile answers; invalid input for an offset that no file has, or when the file cannot be sent in this way.
 pub fn send_file(socket: BorrowedFd<'_>, file: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<u64> {
-    let start = libc::off_t::try_from(offset).map_err(|_| invalid("offset beyond any file"))?;
-    // The kernel sends at most 2 GiB a call anyway.
-    let len = usize::try_from(len).unwrap_or(usize::MAX).min(isize::MAX as usize);
+    let (start, len) = (file_offset(offset)?, bytes_per_call(len));
     let sent = retry_count(|| {
         let mut position = start;
         // SAFETY: the kernel writes the position, a local, and no other memory of ours.
