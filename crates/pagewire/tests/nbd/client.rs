@@ -26,10 +26,16 @@ pub(crate) fn pattern(length: usize, seed: u8) -> Vec<u8> {
     (0..length).map(|i| ((i / 4096) * 31 + i % 251 + seed) as u8 | 1).collect()
 }
 
-/// A file with these bytes, and the store of it.
-pub(crate) fn file(bytes: &[u8], writable: bool) -> (tempfile::NamedTempFile, Arc<FileStore>) {
+/// A file with these bytes.
+pub(crate) fn file_of(bytes: &[u8]) -> tempfile::NamedTempFile {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(bytes).unwrap();
+    file
+}
+
+/// A file with these bytes, and the store of it.
+pub(crate) fn file(bytes: &[u8], writable: bool) -> (tempfile::NamedTempFile, Arc<FileStore>) {
+    let file = file_of(bytes);
     let store = open(file.path(), writable);
     (file, store)
 }
@@ -54,6 +60,22 @@ pub(crate) fn serve(
     (server, address)
 }
 
+/// Numbers by xorshift (Marsaglia, 2003).
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    pub(crate) fn below(&mut self, bound: usize) -> usize {
+        (self.next() >> 16) as usize % bound
+    }
+}
+
 /// Waits until `ready`, and fails with `what` when that takes too long.
 pub(crate) fn wait_until(what: &str, mut ready: impl FnMut() -> bool) {
     let deadline = Instant::now() + HANG;
@@ -63,9 +85,9 @@ pub(crate) fn wait_until(what: &str, mut ready: impl FnMut() -> bool) {
     }
 }
 
-/// A connection.
-pub(crate) struct Client {
-    pub(crate) socket: TcpStream,
+/// A connection: of a network, where nothing else is said.
+pub(crate) struct Client<S = TcpStream> {
+    pub(crate) socket: S,
     pub(crate) headers: Headers,
     pub(crate) size: u64,
     pub(crate) flags: TransmissionFlags,
@@ -94,8 +116,7 @@ impl Client {
         socket.set_read_timeout(Some(HANG)).unwrap();
         socket.set_write_timeout(Some(HANG)).unwrap();
         socket.set_nodelay(true).unwrap();
-        let flags = TransmissionFlags::NONE;
-        let mut client = Self { socket, headers: Headers::Simple, size: 0, flags, next: 1 };
+        let mut client = Self::of(socket, Headers::Simple);
         let mut greeting = [0; Greeting::LEN];
         client.socket.read_exact(&mut greeting).unwrap();
         Greeting::decode(&greeting).unwrap();
@@ -140,6 +161,13 @@ impl Client {
             }
         }
         Ok(())
+    }
+}
+
+impl<S: Read + Write> Client<S> {
+    /// One on a socket that needs no handshake, or before it.
+    pub(crate) fn of(socket: S, headers: Headers) -> Self {
+        Self { socket, headers, size: 0, flags: TransmissionFlags::NONE, next: 1 }
     }
 
     pub(crate) fn send(&mut self, bytes: &[u8]) {

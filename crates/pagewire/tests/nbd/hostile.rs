@@ -13,7 +13,7 @@ use pagewire_core::nbd::{
     OptionRequest, OptionType, Request,
 };
 
-use crate::client::{Client, disk, pattern, serve, wait_until};
+use crate::client::{Client, Random, disk, pattern, serve, wait_until};
 
 /// A server, and a client of it that must notice nothing.
 struct Stage {
@@ -220,18 +220,13 @@ fn too_many_connections_are_closed_at_once() {
 #[test]
 fn random_bytes_after_the_handshake_do_no_harm() {
     let mut stage = Stage::new(NbdOptions::default());
-    let mut seed = 0x1234_5678_9abc_def1u64;
+    let mut random = Random(0x1234_5678_9abc_def1);
     for round in 0..30 {
         let headers = [Headers::Simple, Headers::Structured, Headers::Extended][round % 3];
         let mut client = Client::enter(&stage.address, "disk", headers);
         let mut bytes = Vec::new();
         for _ in 0..40 {
-            let mut next = || {
-                seed ^= seed << 13;
-                seed ^= seed >> 7;
-                seed ^= seed << 17;
-                seed
-            };
+            let mut next = || random.next();
             let request = Request {
                 // Payloads are announced and not sent.
                 flags: CommandFlags((next() & 0x1f) as u16),

@@ -1,34 +1,20 @@
 //! The transmission phase alone, on a socket that has had no handshake: what a kernel is given.
 
-use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use pagewire::ErrorKind;
 use pagewire::access::nbd::{Export, ExportOptions, Headers, TransmissionFlags, serve_transmission};
 use pagewire::store::MemoryStore;
-use pagewire_core::nbd::{CommandFlags, CommandType, ReplyHeader, Request};
+use pagewire_core::nbd::{CommandFlags, CommandType};
 
-use crate::client::disk;
-
-fn request(socket: &mut UnixStream, command: CommandType, offset: u64, length: u64, payload: &[u8]) {
-    let mut bytes = Vec::new();
-    Request { flags: CommandFlags::NONE, command, cookie: 9, offset, length }.encode(false, &mut bytes);
-    bytes.extend_from_slice(payload);
-    socket.write_all(&bytes).unwrap();
-}
-
-fn done(socket: &mut UnixStream) {
-    let mut header = [0; ReplyHeader::SIMPLE_LEN];
-    socket.read_exact(&mut header).unwrap();
-    assert_eq!(ReplyHeader::decode(Headers::Simple, &header), Ok(ReplyHeader::done(9)));
-}
+use crate::client::{Client, disk};
 
 #[test]
 fn several_sockets_of_one_export_share_its_lease_and_end_with_their_clients() {
     let region = disk(Arc::new(MemoryStore::new(1 << 20)));
     let export = Export::new(region.clone(), ExportOptions::default());
-    let (mut sockets, mut threads) = (Vec::new(), Vec::new());
+    let (mut clients, mut threads) = (Vec::new(), Vec::new());
     for _ in 0..2 {
         let attachment = export.attach(true).unwrap();
         assert_eq!((attachment.size(), attachment.is_writable()), (1 << 20, true));
@@ -38,23 +24,17 @@ fn several_sockets_of_one_export_share_its_lease_and_end_with_their_clients() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         threads.push(std::thread::spawn(move || serve_transmission(attachment, ours, Headers::Simple)));
         theirs.set_read_timeout(Some(crate::client::HANG)).unwrap();
-        sockets.push(theirs);
+        clients.push(Client::of(theirs, Headers::Simple));
     }
     assert!(region.writer("somebody").is_err());
-    request(&mut sockets[0], CommandType::WRITE, 100, 5, b"hello");
-    done(&mut sockets[0]);
-    request(&mut sockets[1], CommandType::READ, 100, 5, &[]);
-    done(&mut sockets[1]);
-    let mut bytes = [0; 5];
-    sockets[1].read_exact(&mut bytes).unwrap();
-    assert_eq!(&bytes, b"hello");
+    clients[0].write(100, b"hello").unwrap();
+    assert_eq!(clients[1].read(100, 5).unwrap(), b"hello");
     let epoch = region.info().epoch;
-    request(&mut sockets[1], CommandType::FLUSH, 0, 0, &[]);
-    done(&mut sockets[1]);
+    clients[1].flush().unwrap();
     assert_eq!(region.info().epoch, epoch + 1);
-    request(&mut sockets[0], CommandType::DISC, 0, 0, &[]);
+    clients[0].submit(CommandType::DISC, CommandFlags::NONE, 0, 0, &[]);
     // One leaves as it should, one breaks the protocol.
-    sockets[1].write_all(&[0; 28]).unwrap();
+    clients[1].send(&[0; 28]);
     let second = threads.pop().unwrap().join().unwrap();
     assert_eq!(second.unwrap_err().kind(), ErrorKind::Protocol);
     threads.pop().unwrap().join().unwrap().unwrap();
