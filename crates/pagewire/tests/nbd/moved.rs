@@ -140,15 +140,22 @@ fn read_epoch(region: &Arc<Region>, epoch: u64) -> Vec<u8> {
 #[test]
 fn a_client_that_is_gone_in_the_middle_leaves_what_came_and_nothing_else() {
     let file = file_of(&vec![0; LENGTH]);
-    let export = export(&disk(through(file.path())));
+    let region = disk(through(file.path()));
+    let export = export(&region);
     let (mut client, server) = enter(&export);
     client.write(0, &pattern(100_000, 1)).unwrap();
+    // By somebody else: the first large write has told this connection that such ones come.
+    let (mut other, its_server) = enter(&export);
+    other.flush().unwrap();
+    leave(other, its_server);
+    let epoch = region.info().epoch;
     let bytes = pattern(1 << 20, 2);
     announce(&mut client, 1 << 20, bytes.len());
     client.send(&bytes[..150_000]);
     drop(client);
     let ended = server.join().unwrap();
     assert_eq!(ended.unwrap_err().kind(), ErrorKind::Unavailable);
+    wait_until("what has come is flushed, since nobody is left", || region.info().epoch == epoch + 1);
     let found = std::fs::read(file.path()).unwrap();
     let there = found[1 << 20..].iter().zip(&bytes).take_while(|(found, sent)| found == sent).count();
     assert!(there <= 150_000, "{there}");

@@ -13,6 +13,7 @@ use pagewire_core::nbd::ErrorNumber;
 use super::attachment::Attachment;
 use super::incoming::{Incoming, PIECE, Payload};
 use super::outgoing::{Outgoing, UnderWay};
+use crate::engine::Writer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::pool::Pool;
 use crate::store::{Completion, wait};
@@ -61,22 +62,12 @@ impl Changer {
         };
         let under_way = self.begin(range.len().min(PIECE) as usize);
         let write = Arc::new(Write::new(self.change(cookie, range, fua, under_way)));
-        let moves = writing.writer.moves();
-        let mut left = range;
-        while !left.is_empty() {
-            match incoming.of_write(left, moves)? {
-                Payload::Bytes(bytes) => {
-                    let piece = left.take_front(bytes.len() as u64);
-                    writing.writer.write(&[piece], bytes, write.piece());
-                }
-                Payload::Moved(pipe, length) => {
-                    writing.writer.write_moved(left.take_front(length), pipe, write.piece());
-                }
-            }
-        }
-        write.piece_done(Ok(()));
+        let received = write.receive(&writing.writer, range, incoming);
+        // Also what has come of one that breaks off is written, and is to be flushed.
+        let lost = |error| Err(Error::io("lost the connection in the middle of a write", error));
+        write.piece_done(received.as_ref().map_or_else(lost, |()| Ok(())));
         self.relieve();
-        Ok(())
+        received
     }
 
     /// Has much that was written flushed, in the background.
@@ -217,6 +208,28 @@ struct Write {
 impl Write {
     fn new(change: Change) -> Self {
         Self { change: Mutex::new(Some(change)), left: AtomicUsize::new(1), error: Mutex::default() }
+    }
+
+    /// Submits what comes of its payload, piece after piece.
+    fn receive(
+        self: &Arc<Self>,
+        writer: &Writer,
+        range: ByteRange,
+        incoming: &mut Incoming<'_>,
+    ) -> io::Result<()> {
+        let moves = writer.moves();
+        let mut left = range;
+        while !left.is_empty() {
+            match incoming.of_write(left, moves)? {
+                Payload::Bytes(bytes) => {
+                    writer.write(&[left.take_front(bytes.len() as u64)], bytes, self.piece());
+                }
+                Payload::Moved(pipe, length) => {
+                    writer.write_moved(left.take_front(length), pipe, self.piece());
+                }
+            }
+        }
+        Ok(())
     }
 
     /// What is to be called when another piece is done.
