@@ -115,14 +115,16 @@ impl<'a> Incoming<'a> {
         let pipe = self.pipe.as_mut().expect("there is one where bytes are moved");
         loop {
             let missing = left.len() - pipe.len();
-            let length = match connection.receive_into(pipe, missing) {
+            let is_full = match connection.receive_into(pipe, missing) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(came) if came == missing => left.len(),
-                // A page that is written in two parts may have to be read for the first.
-                Ok(_) => ((left.start + pipe.len()) / PAGE_SIZE * PAGE_SIZE).saturating_sub(left.start),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => pipe.len(),
+                Ok(came) if came == missing => return Ok(Payload::Moved(pipe, left.len())),
+                Ok(_) => false,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && !pipe.is_empty() => true,
                 Err(error) => return Err(error),
             };
+            // A page that is written in two parts may have to be read for the first.
+            let whole = ((left.start + pipe.len()) / PAGE_SIZE * PAGE_SIZE).saturating_sub(left.start);
+            let length = if is_full && whole == 0 { pipe.len() } else { whole };
             if length > 0 {
                 return Ok(Payload::Moved(pipe, length));
             }
